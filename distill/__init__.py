@@ -1,0 +1,1 @@
+"""The method: a student follows the gap between its own score and the instructor's."""

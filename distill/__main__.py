@@ -1,0 +1,82 @@
+"""Distil a pretrained diffusion model into a one-step generator, without data."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from distill.recipe import Recipe
+from instil.config import load_recipe
+from instil.errors import InstilError, command
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+@command
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns the exit code, 2 for bad input."""
+    parser = argparse.ArgumentParser(
+        prog="accelerate launch -m distill",
+        description=__doc__,
+        epilog=f"recipes: {', '.join(sorted(path.stem for path in RECIPES.glob('*.yaml')))}",
+    )
+    parser.add_argument(
+        "arguments",
+        nargs="*",
+        metavar="RECIPE key=value",
+        help="a named recipe or a YAML file (default: digits), then changes such as train.steps=20",
+    )
+    parser.add_argument(
+        "--resume", nargs="?", const="", metavar="DIR", help="continue the newest run, or this one"
+    )
+    parser.add_argument("--check", action="store_true", help="only check the recipe, in a second")
+    parser.add_argument("--dry-run", action="store_true", help="say what it would cost, and stop")
+    parser.add_argument("--json", metavar="PATH", help="also write the final table there")
+    arguments = parser.parse_args(argv)
+    recipe = _recipe(arguments.arguments, arguments.resume)
+    if arguments.check:
+        print(f"{recipe.name}: the recipe is sound")
+        return 0
+    from distill.session import session  # torch and diffusers take seconds to import
+    from instil.report import write_json
+
+    if arguments.dry_run:
+        return _dry_run(recipe, arguments.json)
+    report = session(recipe, arguments.resume)
+    if arguments.json:
+        write_json(Path(arguments.json), report)
+    return 0
+
+
+def _recipe(words: list[str], resume: str | None) -> Recipe:
+    named = [word for word in words if "=" not in word]
+    changes = [word for word in words if "=" in word]
+    if len(named) > 1:
+        raise InstilError(f"{' '.join(named)}: expected one recipe, then key=value")
+    source = named[0] if named else "digits"
+    if resume and not named:
+        folder = (
+            Path(resume) if (Path(resume) / "recipe.yaml").exists() else Path(resume).parents[1]
+        )
+        source = str(folder / "recipe.yaml")
+    return load_recipe(Recipe, source, changes, RECIPES)
+
+
+def _dry_run(recipe: Recipe, json: str | None) -> int:
+    from accelerate import Accelerator
+
+    from distill.plan import plan
+    from distill.session import build
+    from instil.report import show, write_json
+    from instructors.load import load
+
+    instructor = load(recipe.instructor)
+    build(recipe, instructor)
+    facts = plan(recipe, instructor, Accelerator().num_processes)
+    show(f"{recipe.name}: nothing was run", [{"what": k, "value": v} for k, v in facts.items()])
+    if json:
+        write_json(Path(json), facts)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,122 @@
+"""What the student minimises: divergences between its law and the instructor's, level by level.
+
+Let x = G(z) be the student's sample, x_s = x + s n its noisy version, T = D_instructor(x_s, s) and
+F = D_fake(x_s, s), where the fake score tracks the law of x. Scores are (D - x_s) / s**2, so the
+gap between student and instructor is (F - T) / s**2. <a, b> sums a product over the axes of a
+sample, |a| is a mean absolute value over them, and sg stops gradients.
+
+    IKL   Integral Kullback-Leibler divergence, the integral of w(s) KL(student_s || instructor_s):
+          d/dx = w(s) (F - T) / s**2                                                            (1)
+          With w(s) = s**2, the weight of the authors' code, d/dx = F - T. The divergence is finite
+          for disjoint supports only if the integral of w(s) / s over small s**2 is finite.
+    DMD   The same gap, normalised by how far the instructor moves the sample:
+          d/dx = (F - T) / |x - T|                                                              (2)
+    SiD   Score identity distillation, a Fisher divergence written without the student's score:
+          L = <T - F, (T - x) - alpha (T - F)> / sg|x - T|                                      (3)
+          with gradients through T and F into x, where the others have none.
+
+A divergence is a pure function of tensors. It calls no network, so forwards can be shared and a
+test can feed it the tensors of another implementation.
+
+Source:
+    (1) Luo et al. 2023, arXiv 2305.18455. (2) Yin et al. 2023, arXiv 2311.18828.
+    (3) Zhou et al. 2024, arXiv 2404.04057; alpha is 1.2 in its best results.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field
+
+from instil.config import Config, by_kind
+from instil.shapes import expand
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Divergence(Config, ABC):
+    """The contract of every divergence.
+
+    Attributes:
+        jacobian: Whether gradients reach the sample through both networks as well.
+    """
+
+    jacobian: ClassVar[bool]
+
+    @abstractmethod
+    def __call__(
+        self, sample: Tensor, sigma: Tensor, instructor_denoised: Tensor, fake_denoised: Tensor
+    ) -> Tensor:
+        """A loss whose gradient with respect to `sample` is the divergence's.
+
+        Args:
+            sample: (B, *shape), x.
+            sigma: (B,), s, data units.
+            instructor_denoised: (B, *shape), T.
+            fake_denoised: (B, *shape), F.
+
+        Returns:
+            (B,). Where `jacobian` is False it is half the squared gradient, a surrogate: the value
+            of the divergence itself is unknown.
+        """
+
+
+class IKL(Divergence):
+    """Equation (1) with w(s) = s**power: 2 is the authors' weight, 0 the plain divergence."""
+
+    jacobian: ClassVar[bool] = False
+    kind: Literal["ikl"] = "ikl"
+    power: float = 2.0
+
+    def __call__(
+        self, sample: Tensor, sigma: Tensor, instructor_denoised: Tensor, fake_denoised: Tensor
+    ) -> Tensor:
+        weight = expand(sigma, sample) ** (self.power - 2)
+        return _surrogate(sample, weight * (fake_denoised - instructor_denoised))
+
+
+class DMD(Divergence):
+    """Equation (2)."""
+
+    jacobian: ClassVar[bool] = False
+    kind: Literal["dmd"] = "dmd"
+
+    def __call__(
+        self, sample: Tensor, sigma: Tensor, instructor_denoised: Tensor, fake_denoised: Tensor
+    ) -> Tensor:
+        scale = _distance(sample, instructor_denoised)
+        return _surrogate(sample, (fake_denoised - instructor_denoised) / scale)
+
+
+class SiD(Divergence):
+    """Equation (3)."""
+
+    jacobian: ClassVar[bool] = True
+    kind: Literal["sid"] = "sid"
+    alpha: Annotated[float, Field(ge=0, le=2)] = 1.0
+
+    def __call__(
+        self, sample: Tensor, sigma: Tensor, instructor_denoised: Tensor, fake_denoised: Tensor
+    ) -> Tensor:
+        gap = instructor_denoised - fake_denoised
+        product = gap * ((instructor_denoised - sample) - self.alpha * gap)
+        return (product / _distance(sample, instructor_denoised)).flatten(1).sum(1)
+
+
+Divergences = Annotated[
+    Annotated[IKL | DMD | SiD, Field(discriminator="kind")], BeforeValidator(by_kind)
+]
+
+
+def _distance(sample: Tensor, denoised: Tensor) -> Tensor:
+    """Mean absolute difference per sample, as (B, 1, …, 1), without gradient."""
+    return expand((sample - denoised).detach().abs().flatten(1).mean(1), sample)
+
+
+def _surrogate(sample: Tensor, gradient: Tensor) -> Tensor:
+    """(B,) with this gradient at `sample` and half its squared norm as value."""
+    target = (sample - gradient).detach()
+    return 0.5 * (sample - target).square().flatten(1).sum(1)

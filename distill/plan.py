@@ -1,0 +1,44 @@
+"""What a recipe will cost, before it costs anything."""
+
+from distill.recipe import Recipe
+from instructors.load import Instructor
+
+# A backward pass through weights and activations counts as two forwards, one through activations
+# alone as one.
+FORWARD, BACKWARD, ACTIVATIONS = 1, 2, 1
+
+
+def forwards_per_update(recipe: Recipe) -> int:
+    """Network forward-equivalents of one student update.
+
+    The authors' loop for IKL spends 9: two generations, two fake forwards, one instructor forward,
+    two full backwards.
+    """
+    student = FORWARD + BACKWARD
+    fake = (FORWARD + BACKWARD) * recipe.fake.updates
+    instructor = FORWARD
+    if recipe.fake.levels is not None:
+        fake += FORWARD  # the divergence sees other levels, so the fake is evaluated again
+    if recipe.divergence.jacobian:
+        instructor += ACTIVATIONS
+        fake += ACTIVATIONS
+    return student + instructor + fake
+
+
+def plan(recipe: Recipe, instructor: Instructor, processes: int) -> dict[str, str]:
+    """The facts of a run, in words, for `--dry-run`."""
+    parameters = sum(p.numel() for p in instructor.denoiser.base().parameters())
+    averages = len(recipe.train.averages)
+    # float32 weights of instructor, student, fake, averages; gradients and two moments of two.
+    numbers = parameters * (1 + 2 + averages + 2 + 4)
+    return {
+        "instructor": f"{recipe.instructor} ({parameters:,} parameters, {instructor.card.sha256})",
+        "samples": f"{instructor.denoiser.shape}, {instructor.denoiser.classes} classes",
+        "updates": f"{recipe.train.steps:,} of {recipe.train.batch} images, "
+        f"{recipe.train.steps * recipe.train.batch:,} in all",
+        "per update": f"{forwards_per_update(recipe)} forward-equivalents, "
+        f"{recipe.fake.updates} fake update(s)",
+        "processes": str(processes),
+        "weights, gradients, moments": f"{numbers * 4 / 2**20:,.1f} MiB per process",
+        "run folder": f"{recipe.output}/{recipe.name}",
+    }

@@ -1,0 +1,108 @@
+"""The typed recipe of a distillation. The union types are the registry of what can be chosen."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+from distill.divergences import Divergences, SiD
+from eval.protocol import Protocol
+from instil.config import Config, by_kind
+from instil.levels import KarrasUniform, Levels
+from instil.optimizer import Adam
+
+
+class OneStep(Config):
+    """A copy of the instructor, read once.
+
+    Attributes:
+        sigma: The noise level it is read at.
+    """
+
+    kind: Literal["one_step"] = "one_step"
+    sigma: PositiveFloat = 2.5
+
+
+class FakeScore(Config):
+    """The fake score and its training.
+
+    Attributes:
+        updates: Updates per student update; all after the first see the same samples under fresh
+            noise.
+        levels: Noise levels of its training. None shares levels, noise and forward pass with the
+            divergence, which saves a forward.
+        optimizer: Of the fake score.
+    """
+
+    updates: PositiveInt = 1
+    levels: Levels | None = None
+    optimizer: Adam = Adam()
+
+
+class Train(Config):
+    """The loop.
+
+    Attributes:
+        steps: Student updates.
+        batch: Images per update, over all processes.
+        accumulation: Micro-batches per update, on each process.
+        precision: Autocast of the networks; None takes what `accelerate launch` was told.
+        seed: Of every random number.
+        averages: Half-lives, in images, of the averages of the student that are kept.
+    """
+
+    steps: PositiveInt = 2_000
+    batch: PositiveInt = 128
+    accumulation: PositiveInt = 1
+    precision: Literal["no", "bf16"] | None = None
+    seed: Annotated[int, Field(ge=0)] = 0
+    averages: Annotated[tuple[NonNegativeFloat, ...], Field(min_length=1)] = (10_000.0, 50_000.0)
+
+
+class Recipe(Config):
+    """Everything a distillation depends on.
+
+    Attributes:
+        name: Of the run's folder.
+        instructor: As `instructors.load.load` takes it.
+        student: What is trained.
+        divergence: What it minimises.
+        levels: Noise levels of the divergence.
+        optimizer: Of the student.
+        fake: The fake score.
+        train: The loop.
+        evaluation: How samples are judged.
+        output: Folder of all runs.
+        log_every: Updates between two lines of numbers.
+        save_every: Updates between two checkpoints.
+        keep: Checkpoints kept.
+        pictures_every: Updates between two grids of samples.
+        trackers: Such as tensorboard, wandb, trackio.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    instructor: str
+    student: Annotated[OneStep, BeforeValidator(by_kind)] = OneStep()
+    divergence: Divergences = SiD()
+    levels: Levels = KarrasUniform(t_min=0.2)
+    optimizer: Adam = Adam()
+    fake: FakeScore = FakeScore()
+    train: Train = Train()
+    evaluation: Protocol = Protocol()
+    output: str = "runs"
+    log_every: PositiveInt = 50
+    save_every: PositiveInt = 500
+    keep: PositiveInt = 2
+    pictures_every: PositiveInt = 500
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+
+    # What may differ when a run is resumed: nothing a weight depends on.
+    MAY_CHANGE: ClassVar[tuple[str, ...]] = (
+        "train.steps",
+        "evaluation",
+        "output",
+        "log_every",
+        "save_every",
+        "keep",
+        "pictures_every",
+        "trackers",
+    )

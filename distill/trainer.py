@@ -1,0 +1,260 @@
+"""The distillation loop: `train` is a generator that yields after each student update."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from distill.divergences import Divergence
+from distill.recipe import Recipe
+from instil.average import Average
+from instil.draws import Draws
+from instil.errors import InstilError
+from instil.levels import Levels
+from instil.shapes import expand
+from instructors.denoiser import Condition, Denoiser, class_labels
+from instructors.denoising import denoising_loss
+from students.student import Student
+
+
+@dataclass
+class State:
+    """Everything a run carries over a restart, and nothing else.
+
+    There is no random state: each number is a function of (seed, step, stream, sample).
+
+    Attributes:
+        student: Trained.
+        averages: Of the student over its past; one of them is shipped.
+        fake: Trained on the student's samples.
+        student_optimizer: Of the student.
+        fake_optimizer: Of the fake.
+        step: Student updates done.
+    """
+
+    student: Student
+    averages: list[Average[Student]]
+    fake: Denoiser
+    student_optimizer: Optimizer
+    fake_optimizer: Optimizer
+    step: int = 0
+
+    @classmethod
+    def fresh(cls, student: Student, fake: Denoiser, recipe: Recipe) -> "State":
+        """The state before the first update."""
+        return cls(
+            student,
+            [Average(student, halflife) for halflife in recipe.train.averages],
+            fake,
+            recipe.optimizer.build(student),
+            recipe.fake.optimizer.build(fake),
+        )
+
+    def modules(self) -> dict[str, nn.Module]:
+        """What a checkpoint holds, by file name."""
+        averages = {f"average-{a.halflife_images:g}": a.module for a in self.averages}
+        return {"student": self.student, "fake": self.fake, **averages}
+
+    def optimizers(self) -> dict[str, Optimizer]:
+        """Likewise."""
+        return {"student-optimizer": self.student_optimizer, "fake-optimizer": self.fake_optimizer}
+
+
+@dataclass(frozen=True)
+class Report:
+    """One update, as tensors on the device: reading them makes a GPU wait, so read them seldom.
+
+    Attributes:
+        step: Student updates done.
+        student_loss: () mean of the divergence's loss.
+        fake_loss: () mean weighted denoising loss of the fake.
+        student_norm: () gradient norm before clipping.
+        fake_norm: () likewise, largest of the fake's updates.
+    """
+
+    step: int
+    student_loss: Tensor
+    fake_loss: Tensor
+    student_norm: Tensor
+    fake_norm: Tensor
+
+    def finite(self) -> Tensor:
+        """() bool. Gradient norms are the same on every process, so all of them agree."""
+        return (self.student_norm + self.fake_norm).isfinite()
+
+    def values(self) -> dict[str, Tensor]:
+        """What is logged."""
+        return {"student": self.student_loss, "fake": self.fake_loss}
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """One micro-batch, kept for the fake's further updates."""
+
+    draws: Draws
+    sample: Tensor  # detached
+    condition: Condition
+
+
+def train(
+    state: State, instructor: Denoiser, recipe: Recipe, accelerator: Accelerator
+) -> Iterator[Report]:
+    """Alternate updates of student and fake until `recipe.train.steps`.
+
+    Each update: joint passes over the micro-batches, then both optimizers, then the fake's further
+    updates on the same samples, then the averages. It yields when `state` may be saved.
+
+    Args:
+        state: Changed in place.
+        instructor: Frozen; never prepared by Accelerate.
+        recipe: Its divergence, levels, optimizers, fake and train sections.
+        accelerator: The only distributed engine.
+
+    Yields:
+        A report per student update.
+    """
+    loop = _Loop(state, instructor, recipe, accelerator)
+    while state.step < recipe.train.steps:
+        yield loop.update()
+
+
+class _Loop:
+    """The wrapped modules and what an update needs.
+
+    A wrapped module is called only in the update that trains it: DDP synchronises gradients of no
+    other call.
+    """
+
+    def __init__(
+        self, state: State, instructor: Denoiser, recipe: Recipe, accelerator: Accelerator
+    ) -> None:
+        self.state, self.instructor, self.recipe = state, instructor, recipe
+        self.accelerator = accelerator
+        self.student: nn.Module = accelerator.prepare_model(state.student)
+        self.fake: nn.Module = accelerator.prepare_model(state.fake)
+        self.batch = micro_batch(recipe, accelerator.num_processes)
+
+    def update(self) -> Report:
+        state, recipe, step = self.state, self.recipe, self.state.step
+        count = recipe.train.accumulation
+        batches, losses = [], []
+        for number in range(count):
+            with self._no_sync(number < count - 1):
+                batch, loss = self._joint_pass(number)
+            batches.append(batch)
+            losses.append(loss)
+        steps = recipe.train.steps
+        student_norm = recipe.optimizer.update(state.student_optimizer, step, steps)
+        fake_norm = recipe.fake.optimizer.update(state.fake_optimizer, step, steps)
+        for again in range(1, recipe.fake.updates):
+            for number, batch in enumerate(batches):
+                with self._no_sync(number < count - 1):
+                    self._fake_pass(batch, recipe.fake.levels or recipe.levels, f"fake-{again}")
+            further = recipe.fake.optimizer.update(state.fake_optimizer, step, steps)
+            fake_norm = torch.maximum(fake_norm, further)
+        state.step += 1
+        for average in state.averages:
+            average.update(state.student, state.step * recipe.train.batch, recipe.train.batch)
+        student_loss, fake_loss = (torch.stack(parts).mean() for parts in zip(*losses, strict=True))
+        return Report(state.step, student_loss, fake_loss, student_norm, fake_norm)
+
+    def _joint_pass(self, number: int) -> tuple[_Batch, tuple[Tensor, Tensor]]:
+        """Gradients of student and fake on one micro-batch; returns it and both mean losses."""
+        state, recipe, divergence = self.state, self.recipe, self.recipe.divergence
+        draws = self._draws(number)
+        condition = class_labels(
+            state.student.classes, draws.integers("label", max(1, state.student.classes))
+        )
+        with self.accelerator.autocast():
+            sample = self.student(state.student.prior(draws), condition)
+        batch = _Batch(draws, sample.detach(), condition)
+        leaf = batch.sample.clone().requires_grad_(divergence.jacobian)
+        noisy, sigma = self._noised(leaf, draws, recipe.levels, "divergence")
+        with self.accelerator.autocast():
+            if recipe.fake.levels is None:  # one forward serves the divergence and the fake's loss
+                fake_denoised = self.fake(noisy, sigma, condition)
+            else:
+                with torch.set_grad_enabled(divergence.jacobian):
+                    fake_denoised = state.fake(noisy, sigma, condition)
+            with torch.set_grad_enabled(divergence.jacobian):
+                instructor_denoised = self.instructor(noisy, sigma, condition)
+        loss, gradient = _gradient(divergence, leaf, sigma, instructor_denoised, fake_denoised)
+        if recipe.fake.levels is None:
+            fake_loss = self._fake_backward(fake_denoised, batch.sample, sigma)
+        else:
+            fake_loss = self._fake_pass(batch, recipe.fake.levels, "fake-0")
+        scale = len(sample) * recipe.train.accumulation
+        self.accelerator.backward(sample, gradient=gradient / scale)
+        return batch, (loss.mean(), fake_loss)
+
+    def _fake_pass(self, batch: _Batch, levels: Levels, stream: str) -> Tensor:
+        """Denoise the samples under noise of their own."""
+        noisy, sigma = self._noised(batch.sample, batch.draws, levels, stream)
+        with self.accelerator.autocast():
+            denoised = self.fake(noisy, sigma, batch.condition)
+        return self._fake_backward(denoised, batch.sample, sigma)
+
+    def _fake_backward(self, denoised: Tensor, sample: Tensor, sigma: Tensor) -> Tensor:
+        """Gradient of the denoising loss to the fake's parameters; returns the mean loss."""
+        loss = denoising_loss(denoised, sample, self.state.fake.weight(sigma)).mean()
+        self.accelerator.backward(loss / self.recipe.train.accumulation)
+        return loss.detach()
+
+    def _draws(self, number: int) -> Draws:
+        """The random numbers of this process's micro-batch `number`."""
+        block = self.accelerator.process_index * self.recipe.train.accumulation + number
+        return Draws.of_range(
+            self.recipe.train.seed,
+            self.state.step,
+            block * self.batch,
+            self.batch,
+            self.accelerator.device,
+        )
+
+    def _noised(
+        self, sample: Tensor, draws: Draws, levels: Levels, stream: str
+    ) -> tuple[Tensor, Tensor]:
+        """Sample + sigma * noise, and sigma (B,)."""
+        uniform = draws.uniform(f"{stream}-sigma").to(sample.dtype)
+        sigma = levels.sample(uniform, self.instructor.sigma_min, self.instructor.sigma_max)
+        sigma = self.instructor.round_sigma(sigma)
+        noise = draws.normal(f"{stream}-noise", tuple(sample.shape[1:]), sample.dtype)
+        return sample + expand(sigma, sample) * noise, sigma
+
+    def _no_sync(self, active: bool) -> ExitStack:
+        """Between micro-batches processes do not exchange gradients."""
+        stack = ExitStack()
+        for module in (self.student, self.fake) if active else ():
+            stack.enter_context(self.accelerator.no_sync(module))
+        return stack
+
+
+def micro_batch(recipe: Recipe, processes: int) -> int:
+    """Images per micro-batch of one process.
+
+    Raises:
+        InstilError: The batch does not divide evenly.
+    """
+    parts = processes * recipe.train.accumulation
+    if recipe.train.batch % parts:
+        raise InstilError(
+            f"train.batch: {recipe.train.batch} does not divide into {processes} process(es) "
+            f"x {recipe.train.accumulation} micro-batch(es); choose a multiple of {parts}"
+        )
+    return recipe.train.batch // parts
+
+
+def _gradient(
+    divergence: Divergence, leaf: Tensor, sigma: Tensor, instructor: Tensor, fake: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Loss per sample (B,) and its gradient at the samples (B, *shape)."""
+    if not divergence.jacobian:
+        leaf, fake = leaf.clone().requires_grad_(), fake.detach()
+    loss = divergence(leaf, sigma, instructor, fake)
+    # The graph stays: the shared fake forward is walked again for the fake's own gradient.
+    (gradient,) = torch.autograd.grad(loss.sum(), leaf, retain_graph=divergence.jacobian)
+    return loss.detach(), gradient

@@ -1,0 +1,1 @@
+"""Models or images in, numbers and pictures out."""

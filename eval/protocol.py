@@ -1,0 +1,37 @@
+"""How samples are judged, as a recipe section; `eval.yardstick` carries it out."""
+
+from typing import Annotated
+
+from pydantic import Field, PositiveInt
+
+from instil.config import Config
+
+
+class Protocol(Config):
+    """The measuring protocol of a run.
+
+    Attributes:
+        extractor: As `eval.features.load` takes it; None measures nothing.
+        weights: A local Inception weight file, for the extractor `inception`.
+        reference: Images, a `.npz` of statistics, a data set registered with torch-fidelity, or
+            `instructor`: samples of the instructor, so that no image is needed at all.
+        held_out: Images of the same law as the reference, for the same-distribution floor.
+        samples: Generated images per measurement.
+        seeds: Measurements, on disjoint ranges of image seeds; mean and standard deviation.
+        instructor_steps: Noise levels of the instructor's Heun sampler; NFE is twice that minus 1.
+        every: Updates between two quick measurements during a run; None makes none.
+        quick_samples: Images of a quick measurement, from seeds that are never reported. The
+            average that is shipped is chosen on them.
+        batch: Images generated at once.
+    """
+
+    extractor: str | None = None
+    weights: str | None = None
+    reference: str = "instructor"
+    held_out: str | None = None
+    samples: Annotated[int, Field(ge=2)] = 10_000
+    seeds: PositiveInt = 3
+    instructor_steps: PositiveInt = 18
+    every: PositiveInt | None = None
+    quick_samples: Annotated[int, Field(ge=2)] = 2_000
+    batch: PositiveInt = 250

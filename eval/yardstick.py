@@ -1,0 +1,164 @@
+"""Carries out a `Protocol`: what a student's number means beside its instructor's and the floor."""
+
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from eval import features, metrics
+from eval.images import Sampler, generate, instructor_sampler
+from eval.protocol import Protocol
+from instil import data
+from instil.errors import InstilError
+from instil.report import write_json
+from instructors.load import Instructor
+
+# Image seeds: measurement k uses the block [k N, (k + 1) N), as EDM's does. Blocks far above are
+# for what is never reported (choosing a checkpoint) and for references made of samples.
+QUICK_SEEDS = 10**9
+REFERENCE_SEEDS = 2 * 10**9
+FIGURES = "figures.json"
+
+
+def cache_folder() -> Path:
+    """Where figures and samples of instructors are kept between runs."""
+    return Path(os.environ.get("INSTIL_CACHE", Path.home() / ".cache" / "instil"))
+
+
+class Yardstick:
+    """The measuring device of one run; all input is read and checked when it is made.
+
+    Args:
+        protocol: With an extractor.
+        instructor: Whose samples are the reference where the protocol says so.
+        device: Where networks run.
+
+    Raises:
+        InstilError: The extractor or the reference is missing or does not fit the instructor.
+    """
+
+    def __init__(self, protocol: Protocol, instructor: Instructor, device: torch.device) -> None:
+        if protocol.extractor is None:
+            raise InstilError("evaluation.extractor: unset, so there is nothing to measure with")
+        weights = Path(protocol.weights) if protocol.weights else None
+        self.protocol, self.instructor, self.device = protocol, instructor, device
+        self.extractor = features.load(protocol.extractor, weights, device.type)
+        self.reference = self._reference()
+
+    @property
+    def name(self) -> str:
+        """What the distance is called: FID, or FD-<extractor>-<hash>."""
+        return self.extractor.name
+
+    def score(self, sampler: Sampler) -> dict[str, Any]:
+        """Measure a sampler as the protocol says: `{figure: {mean, std}, …}` with n and seeds."""
+        count, classes = self.protocol.samples, self.instructor.denoiser.classes
+        found = []
+        for block in range(self.protocol.seeds):
+            start = block * count
+            labels = torch.arange(start, start + count) % classes if classes else None
+            pixels = self._generate(sampler, start, count)
+            found.append(metrics.measure(pixels, self.reference, labels))
+        return metrics.spread(found) | {"n": count, "seeds": self.protocol.seeds}
+
+    def quick(self, sampler: Sampler) -> float:
+        """The distance alone, on few samples of seeds that are never reported."""
+        pixels = self._generate(sampler, QUICK_SEEDS, self.protocol.quick_samples)
+        return metrics.distance(pixels, self.reference)
+
+    def floor(self) -> dict[str, Any]:
+        """What images of the reference's own law score: `floor` and `floor_n`, None if unknown."""
+        if self.protocol.held_out is not None:
+            pixels = data.load(self.protocol.held_out).pixels
+        elif self.protocol.reference == "instructor":
+            pixels = self._instructor_samples(REFERENCE_SEEDS + 10**8)
+        else:
+            return {"floor": None, "floor_n": None}
+        return {"floor": metrics.distance(pixels, self.reference), "floor_n": len(pixels)}
+
+    def instructor_figures(self) -> dict[str, Any]:
+        """`score` of the instructor's own sampler, computed once per weights and protocol."""
+        key = self._key("score")
+        shipped = _read(self.instructor.card.folder / FIGURES)
+        if key in shipped:
+            return shipped[key]
+        cache = cache_folder() / FIGURES
+        known = _read(cache)
+        if key not in known:
+            steps = self.protocol.instructor_steps
+            known[key] = self.score(instructor_sampler(self.instructor.denoiser, steps))
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            write_json(cache, known)
+        return known[key]
+
+    def speed(self, sampler: Sampler) -> float:
+        """Images per second of a sampler, one batch to warm up and one to measure."""
+        batch = self.protocol.batch
+        self._generate(sampler, QUICK_SEEDS, batch)
+        start = time.perf_counter()
+        self._generate(sampler, QUICK_SEEDS, batch)
+        return batch / (time.perf_counter() - start)
+
+    def describe(self) -> str:
+        """The protocol in one sentence, for reports."""
+        return (
+            f"{self.name}, {self.protocol.samples} images x {self.protocol.seeds} sampling seeds "
+            f"against {self.reference.name}"
+        )
+
+    def _reference(self) -> metrics.Reference:
+        source = self.protocol.reference
+        if source == "instructor":
+            pixels = self._instructor_samples(REFERENCE_SEEDS)
+            name = f"samples of {self.instructor.card.source}"
+            return metrics.reference_of(data.Images(pixels, None, (), name), self.extractor)
+        reference = metrics.load_reference(source, self.extractor)
+        if reference.images and reference.images.shape != self.instructor.denoiser.shape:
+            raise InstilError(
+                f"evaluation.reference: {source} has images of the shape "
+                f"{reference.images.shape}, the instructor makes {self.instructor.denoiser.shape}"
+            )
+        return reference
+
+    def _instructor_samples(self, start: int) -> Tensor:
+        """A protocol's worth of the instructor's samples, cached."""
+        path = cache_folder() / f"samples-{self._key(f'samples {start}')}.npz"
+        if path.exists():
+            return data.load(str(path)).pixels
+        steps = self.protocol.instructor_steps
+        sampler = instructor_sampler(self.instructor.denoiser, steps)
+        pixels = self._generate(sampler, start, self.protocol.samples)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}")
+        np.savez(partial, images=pixels.permute(0, 2, 3, 1).numpy())
+        partial.replace(path)
+        return pixels
+
+    def _generate(self, sampler: Sampler, start: int, count: int) -> Tensor:
+        return generate(sampler, start, count, self.device, self.protocol.batch)
+
+    def _key(self, purpose: str) -> str:
+        """Names a figure of the instructor: changes with weights, sampler, seeds and yardstick."""
+        facts: dict[str, Any] = {
+            "purpose": purpose,
+            "weights": self.instructor.card.sha256,
+            "steps": self.protocol.instructor_steps,
+            "samples": self.protocol.samples,
+        }
+        if purpose == "score":
+            facts |= {
+                "seeds": self.protocol.seeds,
+                "extractor": self.name,
+                "reference": self.reference.name,
+            }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.exists() else {}

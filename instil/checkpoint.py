@@ -1,0 +1,195 @@
+"""Checkpoints: safetensors in a folder that appears whole or not at all.
+
+A checkpoint is `step-00001234/` with one `.safetensors` per module and per optimizer and a
+`checkpoint.json`. It is written beside its place and renamed, so a run that is killed at any moment
+leaves the last one intact. Nothing is ever pickled.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from instil.errors import InstilError
+
+META = "checkpoint.json"
+
+
+def save(
+    root: Path,
+    step: int,
+    modules: Mapping[str, nn.Module],
+    optimizers: Mapping[str, Optimizer],
+    meta: Mapping[str, Any],
+    keep: int | None = None,
+) -> Path:
+    """Write `root/step-…` atomically, then drop all but the newest `keep`.
+
+    Args:
+        root: Folder of the run's checkpoints.
+        step: Updates done so far.
+        modules: What is trained or averaged, by name.
+        optimizers: Their optimizers, by name.
+        meta: What `checkpoint.json` says beside the step; must be JSON.
+        keep: How many checkpoints stay; None keeps all.
+
+    Raises:
+        OSError: The folder cannot be written; earlier checkpoints are untouched.
+    """
+    folder = root / f"step-{step:08d}"
+    partial = root / f".{folder.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        for name, module in modules.items():
+            write_tensors(partial / f"{name}.safetensors", module.state_dict())
+        for name, optimizer in optimizers.items():
+            write_tensors(partial / f"{name}.safetensors", _flatten(optimizer))
+        write_text(partial / META, json.dumps({"step": step, **meta}, indent=2))
+        if folder.exists():  # an earlier life of this run, resumed from before this step
+            shutil.rmtree(folder)
+        partial.rename(folder)
+        _sync(root)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise OSError(f"{folder}: checkpoint could not be written ({error})") from error
+    for old in find(root)[: -keep if keep else 0]:
+        shutil.rmtree(old)
+    return folder
+
+
+def find(root: Path) -> list[Path]:
+    """The complete checkpoints below `root`, oldest first."""
+    return sorted(path.parent for path in root.glob(f"step-*/{META}"))
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """The contents of `checkpoint.json`.
+
+    Raises:
+        InstilError: The folder is no complete checkpoint.
+    """
+    try:
+        return json.loads((folder / META).read_text())
+    except FileNotFoundError:
+        raise InstilError(f"{folder}: no checkpoint there ({META} is missing)") from None
+    except (OSError, ValueError) as error:
+        raise InstilError(f"{folder / META}: cannot be read ({error})") from None
+
+
+def restore(
+    folder: Path, modules: Mapping[str, nn.Module], optimizers: Mapping[str, Optimizer]
+) -> None:
+    """Load a checkpoint into modules and optimizers of the same names.
+
+    Raises:
+        InstilError: A file is missing or corrupted, or holds other tensors than expected; the
+            message names the tensors. All files are read before anything is changed.
+    """
+    tensors = {name: read_tensors(folder / f"{name}.safetensors") for name in modules}
+    states = {name: read_tensors(folder / f"{name}.safetensors") for name in optimizers}
+    for name, module in modules.items():
+        compare(str(folder / f"{name}.safetensors"), tensors[name], module.state_dict())
+    for name, module in modules.items():
+        module.load_state_dict(tensors[name])
+    for name, optimizer in optimizers.items():
+        _unflatten(folder / f"{name}.safetensors", optimizer, states[name])
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        InstilError: It is missing or not a whole safetensors file.
+    """
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise InstilError(f"{path}: missing") from None
+    except (SafetensorError, OSError) as error:
+        raise InstilError(f"{path}: not a whole safetensors file ({error})") from None
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a safetensors file and force it to disk; shared memory is written twice."""
+    seen: set[int] = set()
+    copies = {}
+    for name, tensor in tensors.items():
+        copy = tensor.detach().cpu().contiguous()
+        shared = copy.numel() > 0 and copy.data_ptr() in seen
+        copies[name] = copy.clone() if shared else copy
+        seen.add(copy.data_ptr())
+    save_file(copies, path, metadata={"format": "pt", **(metadata or {})})
+    _sync(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file so that readers see the old or the new one, never a part."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    _sync(partial)
+    partial.replace(path)
+
+
+def compare(source: str, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that are not exactly the expected ones.
+
+    Raises:
+        InstilError: Names, shapes or dtypes differ; the message lists the first few.
+    """
+    faults = [f"missing {name}" for name in expected if name not in found]
+    faults += [f"unexpected {name}" for name in found if name not in expected]
+    for name in expected.keys() & found.keys():
+        got, want = found[name], expected[name]
+        if got.shape != want.shape or got.dtype != want.dtype:
+            faults.append(
+                f"{name} is {got.dtype} {tuple(got.shape)}, "
+                f"expected {want.dtype} {tuple(want.shape)}"
+            )
+    if faults:
+        more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
+        raise InstilError(f"{source}: holds other weights: {'; '.join(faults[:5])}{more}")
+
+
+def _flatten(optimizer: Optimizer) -> dict[str, Tensor]:
+    """Optimizer state as `{parameter number}.{name}`; hyper-parameters live in the recipe."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{number}.{name}": torch.as_tensor(value)
+        for number, values in state.items()
+        for name, value in values.items()
+    }
+
+
+def _unflatten(path: Path, optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    groups = optimizer.state_dict()["param_groups"]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        match = re.fullmatch(r"(\d+)\.(\w+)", key)
+        if match is None or int(match[1]) >= len(parameters):
+            raise InstilError(f"{path}: {key} belongs to no parameter of this optimizer")
+        if tensor.dim() and tensor.shape != parameters[int(match[1])].shape:
+            raise InstilError(f"{path}: {key} has the shape {tuple(tensor.shape)}")
+        state.setdefault(int(match[1]), {})[match[2]] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _sync(path: Path) -> None:
+    """Force a file, or a folder's entries, to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,245 @@
+"""Images with labels, from a one-line description.
+
+    digits                 scikit-learn's digits, the stored training split
+    digits:held-out        the other part of it; digits:all is both
+    digits:0-4             classes 0 to 4 of the training split; digits:held-out:0-4,7 works too
+    mnist, mnist:test      torchvision's MNIST below $INSTIL_DATA
+    photos/                a folder of images, its sub-folders as classes; photos.zip likewise
+    photos.npz             arrays `images` (N, H, W[, C]) uint8 and, with classes, `labels` (N,)
+
+Everything is uint8 in memory and float32 in [-1, 1] in a network.
+"""
+
+import hashlib
+import json
+import os
+import re
+import zipfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from io import BytesIO
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from instil.errors import InstilError
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif"}
+
+
+@dataclass(frozen=True)
+class Images:
+    """A data set in memory.
+
+    Attributes:
+        pixels: (N, C, H, W) uint8.
+        labels: (N,) int64 in [0, len(classes)), or None.
+        classes: Name of each class.
+        source: The description it was read from.
+    """
+
+    pixels: Tensor
+    labels: Tensor | None
+    classes: tuple[str, ...]
+    source: str
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """One image without the batch axis: (C, H, W)."""
+        return tuple(self.pixels.shape[1:])
+
+    def digest(self) -> str:
+        """Eight hexadecimal digits that change with any pixel or label."""
+        sha = hashlib.sha256(self.pixels.contiguous().numpy().tobytes())
+        if self.labels is not None:
+            sha.update(self.labels.numpy().tobytes())
+        return sha.hexdigest()[:8]
+
+    def select(self, rows: Tensor) -> "Images":
+        """The images of some rows."""
+        labels = None if self.labels is None else self.labels[rows]
+        return replace(self, pixels=self.pixels[rows], labels=labels)
+
+
+def to_float(pixels: Tensor) -> Tensor:
+    """uint8 to float32 in [-1, 1]."""
+    return pixels.float() / 127.5 - 1
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Float in [-1, 1] to uint8, rounded and clipped as diffusers does when it makes pictures."""
+    return ((images.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def load(source: str) -> Images:
+    """Read the images that `source` describes (see the module docstring).
+
+    Raises:
+        InstilError: The description is not understood, a file is missing or unreadable, sizes are
+            mixed, or a class filter names no class.
+    """
+    if Path(source).exists():
+        return _load_path(Path(source), source)
+    name, *rest = source.split(":")
+    reader: Callable[[str, str], Images] | None = {"digits": _digits, "mnist": _mnist}.get(name)
+    if reader is None and not Path(name).exists():
+        raise InstilError(
+            f"{source}: no such file or folder, and not one of digits, mnist; "
+            "expected a data set's name, a folder, a .zip or a .npz"
+        )
+    splits = SPLITS.get(name, ("all",))
+    split = next((part for part in rest if part in splits), splits[0])
+    filters = [part for part in rest if part not in splits]
+    if len(filters) > 1 or len(rest) - len(filters) > 1:
+        raise InstilError(f"{source}: expected {name}[:split][:classes], splits are {splits}")
+    images = reader(split, source) if reader else _load_path(Path(name), source)
+    return _filter(images, filters[0]) if filters else images
+
+
+SPLITS = {"digits": ("train", "held-out", "all", "extractor"), "mnist": ("train", "test")}
+
+
+def digits_split(name: str) -> np.ndarray:
+    """Row numbers of one part of the stored split of scikit-learn's digits."""
+    stored = json.loads((files("instil") / "splits" / "digits.json").read_text())
+    return np.arange(1797) if name == "all" else np.array(stored[name])
+
+
+def _digits(split: str, source: str) -> Images:
+    from sklearn.datasets import load_digits  # half a second to import
+
+    bunch: Any = load_digits()
+    rows = digits_split(split)
+    pixels = np.rint(bunch.images[rows] * (255 / 16)).astype(np.uint8)  # grey levels 0 to 16
+    return Images(
+        torch.from_numpy(pixels)[:, None],
+        torch.from_numpy(bunch.target[rows]).long(),
+        tuple(str(digit) for digit in range(10)),
+        source,
+    )
+
+
+def _mnist(split: str, source: str) -> Images:
+    from torchvision.datasets import MNIST
+
+    root = os.environ.get("INSTIL_DATA", "data")
+    try:
+        mnist = MNIST(root, train=split == "train", download=True)
+    except (RuntimeError, OSError) as error:
+        raise InstilError(
+            f"{source}: MNIST is not below {root} and could not be downloaded ({error}); "
+            "set INSTIL_DATA to the folder that holds MNIST/raw"
+        ) from None
+    return Images(
+        mnist.data[:, None], mnist.targets, tuple(str(digit) for digit in range(10)), source
+    )
+
+
+def _load_path(path: Path, source: str) -> Images:
+    if path.is_dir():
+        names = (file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+        return _decode(names, lambda name: (path / name).read_bytes(), source)
+    try:
+        if path.suffix == ".zip":
+            with zipfile.ZipFile(path) as archive:
+                return _decode(archive.namelist(), archive.read, source)
+        if path.suffix == ".npz":
+            return _load_arrays(path, source)
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        if isinstance(error, InstilError):
+            raise
+        raise InstilError(f"{source}: cannot be read ({error})") from None
+    raise InstilError(f"{source}: expected a folder, a .zip or a .npz, got a {path.suffix!r} file")
+
+
+def _load_arrays(path: Path, source: str) -> Images:
+    with np.load(path, allow_pickle=False) as arrays:
+        names = arrays.files
+        key = next((k for k in ("images", "arr_0") if k in names), None)
+        if key is None:
+            raise InstilError(f"{source}: expected an array named images, found {names}")
+        pixels = arrays[key]
+        labels = arrays["labels"] if "labels" in names else None
+    if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4) or len(pixels) == 0:
+        raise InstilError(
+            f"{source}: images must be uint8 (N, H, W) or (N, H, W, C), "
+            f"got {pixels.dtype} {pixels.shape}"
+        )
+    pixels = pixels[..., None] if pixels.ndim == 3 else pixels
+    if labels is not None and (labels.shape != pixels.shape[:1] or labels.dtype.kind not in "iu"):
+        raise InstilError(f"{source}: labels must be {len(pixels)} integers, got {labels.shape}")
+    return _with_classes(
+        torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(),
+        None if labels is None else [str(label) for label in labels],
+        source,
+    )
+
+
+def _decode(names: Iterable[str], read: Callable[[str], bytes], source: str) -> Images:
+    """Decode image files; a file's folder is its class."""
+    paths = sorted(name for name in names if PurePosixPath(name).suffix.lower() in SUFFIXES)
+    if not paths:
+        raise InstilError(f"{source}: holds no images ({', '.join(sorted(SUFFIXES))})")
+    arrays = []
+    for name in paths:
+        try:
+            with Image.open(BytesIO(read(name))) as image:
+                arrays.append(np.asarray(image if image.mode == "L" else image.convert("RGB")))
+        except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+            raise InstilError(f"{source}: {name} is not a readable image ({error})") from None
+        if arrays[-1].shape != arrays[0].shape:
+            raise InstilError(
+                f"{source}: {name} has the shape {arrays[-1].shape}, {paths[0]} has "
+                f"{arrays[0].shape}; make all images one size and one mode first"
+            )
+    pixels = torch.from_numpy(np.stack(arrays))
+    pixels = pixels[:, None] if pixels.dim() == 3 else pixels.permute(0, 3, 1, 2).contiguous()
+    folders = [PurePosixPath(name).parent.as_posix() for name in paths]
+    return _with_classes(pixels, folders if len(set(folders)) > 1 else None, source)
+
+
+def _with_classes(pixels: Tensor, names: list[str] | None, source: str) -> Images:
+    if names is None:
+        return Images(pixels, None, (), source)
+    classes = sorted(set(names), key=_natural)
+    numbers = {name: number for number, name in enumerate(classes)}
+    labels = torch.tensor([numbers[name] for name in names])
+    return Images(pixels, labels, tuple(name.rsplit("/", 1)[-1] for name in classes), source)
+
+
+def _natural(name: str) -> tuple[tuple[int, int | str], ...]:
+    """Sort key under which 2 comes before 10."""
+    return tuple((0, int(p)) if p.isdigit() else (1, p) for p in re.split(r"(\d+)", name) if p)
+
+
+def _filter(images: Images, text: str) -> Images:
+    """Keep the classes that `text` names, such as `0-4,7` or `cat,dog`; they are renumbered."""
+    if images.labels is None:
+        raise InstilError(f"{images.source}: has no classes, so {text!r} selects nothing")
+    keep: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        if part in images.classes:
+            keep.append(images.classes.index(part))
+        elif dash and first in images.classes and last in images.classes:
+            keep += range(images.classes.index(first), images.classes.index(last) + 1)
+        else:
+            raise InstilError(
+                f"{images.source}: {part!r} is no class; classes are {', '.join(images.classes)}"
+            )
+    order = sorted(set(keep))
+    rows = torch.isin(images.labels, torch.tensor(order)).nonzero()[:, 0]
+    return replace(
+        images,
+        pixels=images.pixels[rows],
+        labels=torch.searchsorted(torch.tensor(order), images.labels[rows]),
+        classes=tuple(images.classes[number] for number in order),
+    )

@@ -1,0 +1,124 @@
+"""How the noise level sigma is drawn.
+
+Each distribution is its quantile function, truncated to the range the network was trained for, so
+that a level is a pure function of one uniform number. Sigma is in data units: the standard
+deviation of the added noise, images being scaled to [-1, 1]. Recipes are validated without torch.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Annotated, Literal, Self
+
+from pydantic import BeforeValidator, Field, PositiveFloat, model_validator
+
+from instil.config import Config, by_kind
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class _Levels(Config, ABC):
+    """What every distribution of sigma shares: a range inside the network's own."""
+
+    sigma_min: PositiveFloat | None = None
+    sigma_max: PositiveFloat | None = None
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.sigma_min and self.sigma_max and self.sigma_min >= self.sigma_max:
+            raise ValueError(
+                f"sigma_min {self.sigma_min} must lie below sigma_max {self.sigma_max}"
+            )
+        return self
+
+    def sample(self, uniform: Tensor, low: float, high: float) -> Tensor:
+        """Map (B,) uniform numbers in (0, 1) to sigmas.
+
+        Args:
+            uniform: (B,) in (0, 1).
+            low: Smallest level the network was trained for.
+            high: Largest one.
+
+        Returns:
+            (B,), of the dtype of `uniform`, within both ranges.
+
+        Raises:
+            ValueError: The range given here and the network's do not overlap.
+        """
+        low, high = max(low, self.sigma_min or low), min(high, self.sigma_max or high)
+        if low >= high:
+            raise ValueError(
+                f"levels: sigma in [{self.sigma_min}, {self.sigma_max}] does not meet the "
+                f"network's own range, which leaves [{low}, {high}]; widen the range"
+            )
+        return self.quantile(uniform, low, high)
+
+    @abstractmethod
+    def quantile(self, uniform: Tensor, low: float, high: float) -> Tensor:
+        """What a subclass writes: the quantile function on [low, high]."""
+
+
+class LogNormal(_Levels):
+    """log sigma ~ N(mean, std**2), truncated.
+
+    Source:
+        Karras et al. 2022, arXiv 2206.00364, table 1 (training, mean -1.2, std 1.2).
+    """
+
+    kind: Literal["log_normal"] = "log_normal"
+    mean: float = -1.2
+    std: PositiveFloat = 1.2
+
+    def quantile(self, uniform: Tensor, low: float, high: float) -> Tensor:
+        first, last = (self._cdf(math.log(sigma)) for sigma in (low, high))
+        level = first + (last - first) * uniform.double()
+        normal = math.sqrt(2) * (2 * level - 1).erfinv()
+        return (self.mean + self.std * normal).exp().clamp(low, high).to(uniform.dtype)
+
+    def _cdf(self, log_sigma: float) -> float:
+        return 0.5 * math.erfc((self.mean - log_sigma) / (self.std * math.sqrt(2)))
+
+
+class LogUniform(_Levels):
+    """log sigma uniform."""
+
+    kind: Literal["log_uniform"] = "log_uniform"
+
+    def quantile(self, uniform: Tensor, low: float, high: float) -> Tensor:
+        first, last = math.log(low), math.log(high)
+        return (first + (last - first) * uniform).exp()
+
+
+class KarrasUniform(_Levels):
+    """Levels spaced as a Karras sampler spaces its steps, t uniform on [t_min, t_max].
+
+    sigma = (high**(1/rho) + t (low**(1/rho) - high**(1/rho)))**rho, so t = 0 is the highest level.
+    SiD draws 1 - t from [0, 0.8] on the range [0.002, 80], which is `t_min = 0.2`.
+
+    Source:
+        Karras et al. 2022, arXiv 2206.00364, eq. 5; Zhou et al. 2024, arXiv 2404.04057 (SiD).
+    """
+
+    kind: Literal["karras_uniform"] = "karras_uniform"
+    rho: PositiveFloat = 7.0
+    t_min: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    t_max: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+    @model_validator(mode="after")
+    def _times_ordered(self) -> Self:
+        if self.t_min >= self.t_max:
+            raise ValueError(f"t_min {self.t_min} must lie below t_max {self.t_max}")
+        return self
+
+    def quantile(self, uniform: Tensor, low: float, high: float) -> Tensor:
+        time = self.t_min + (self.t_max - self.t_min) * uniform
+        first, last = (sigma ** (1 / self.rho) for sigma in (low, high))
+        return (last + time * (first - last)) ** self.rho
+
+
+Levels = Annotated[
+    Annotated[LogNormal | LogUniform | KarrasUniform, Field(discriminator="kind")],
+    BeforeValidator(by_kind),
+]

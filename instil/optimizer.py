@@ -1,0 +1,77 @@
+"""Adam, its learning-rate schedule and gradient clipping, as one recipe section."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
+
+from instil.config import Config
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Adam(Config):
+    """Adam with a warm-up and a schedule.
+
+    Attributes:
+        lr: Learning rate at its highest.
+        betas: Decay of the two moments; the first is 0 in Diff-Instruct and SiD.
+        eps: Added to the root of the second moment.
+        weight_decay: Decoupled (AdamW).
+        warmup: Updates over which the rate rises linearly from 0.
+        schedule: What the rate does afterwards until the last step.
+        clip: Largest global gradient norm; None leaves gradients alone.
+    """
+
+    lr: PositiveFloat = 1e-4
+    betas: tuple[Beta, Beta] = (0.0, 0.999)
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.0
+    warmup: NonNegativeInt = 0
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    clip: PositiveFloat | None = None
+
+    def build(self, module: nn.Module) -> Optimizer:
+        """The optimizer of a module's parameters."""
+        from torch.optim import AdamW
+
+        return AdamW(
+            module.parameters(),
+            lr=self.lr,
+            betas=self.betas,
+            eps=self.eps,
+            weight_decay=self.weight_decay,
+            foreach=True,
+        )
+
+    def rate(self, step: int, steps: int) -> float:
+        """Learning rate of the update that follows `step` done ones, out of `steps`."""
+        progress = min(step / steps, 1.0)
+        shape = {
+            "constant": 1.0,
+            "linear": 1 - progress,
+            "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
+        }[self.schedule]
+        return self.lr * shape * (min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0)
+
+    def update(self, optimizer: Optimizer, step: int, steps: int) -> Tensor:
+        """Clip, step with the scheduled rate, and clear the gradients.
+
+        Returns:
+            () the gradient norm before clipping, on the device; not finite if any gradient is not.
+        """
+        from torch.nn.utils import clip_grad_norm_
+
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = clip_grad_norm_(parameters, self.clip or math.inf, foreach=True)
+        for group in optimizer.param_groups:
+            group["lr"] = self.rate(step, steps)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return norm

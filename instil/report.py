@@ -1,0 +1,182 @@
+"""What a person sees of a run: its folder, progress, numbers, pictures and tables."""
+
+import json
+import platform
+import resource
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from torch import Tensor
+
+from instil import __version__
+from instil.checkpoint import write_text
+
+
+def new_folder(root: Path, name: str) -> Path:
+    """Create `root/name`, or `name-2`, `name-3`, … where that exists: no run is overwritten.
+
+    Raises:
+        OSError: The folder cannot be created.
+    """
+    number = 1
+    while True:
+        folder = root / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+        except OSError as error:
+            raise OSError(f"{folder}: cannot be created ({error.strerror}); set output") from None
+        else:
+            return folder
+
+
+METRICS = "metrics.jsonl"
+
+
+class Monitor:
+    """Progress on the screen and numbers in `metrics.jsonl`; silent where `active` is False.
+
+    On a terminal it is a bar; elsewhere one plain line per report.
+
+    Args:
+        folder: The run's folder.
+        steps: Steps of the whole run.
+        start: Steps done before, when resumed.
+        batch: Images per step, for the speed.
+        active: Whether this process reports.
+    """
+
+    def __init__(self, folder: Path, steps: int, start: int, batch: int, active: bool) -> None:
+        self.path, self.batch, self.active = folder / METRICS, batch, active
+        self.steps = steps
+        self.last, self.clock = start, time.perf_counter()
+        self.bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[text]}"),
+            console=Console(stderr=True),
+            disable=not active or not sys.stderr.isatty(),
+        )
+        self.task = self.bar.add_task(folder.name, total=steps, completed=start, text="")
+        if active:
+            self._forget_after(start)
+
+    def __enter__(self) -> "Monitor":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Show and write numbers; adds the images per second since the last call."""
+        now = time.perf_counter()
+        speed = (step - self.last) * self.batch / max(now - self.clock, 1e-9)
+        self.last, self.clock = step, now
+        self.write({"step": step, **values, "images_per_second": round(speed, 1)})
+        if not self.active:
+            return
+        text = "  ".join(f"{key} {value:.4g}" for key, value in values.items())
+        self.bar.update(self.task, completed=step, text=f"{speed:.0f} img/s  {text}")
+        if self.bar.disable:
+            left = (self.steps - step) * self.batch / max(speed, 1e-9)
+            note(f"step {step}/{self.steps}  {speed:.0f} img/s  {left:.0f} s left  {text}")
+
+    def pause(self) -> None:
+        """Leave what follows (evaluation, saving) out of the speed."""
+        self.clock = time.perf_counter()
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append one record to `metrics.jsonl`."""
+        if self.active:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+
+    def records(self) -> list[dict[str, Any]]:
+        """Everything in `metrics.jsonl` so far."""
+        if not self.path.exists():
+            return []
+        lines = self.path.read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines if line.endswith("}")]
+
+    def _forget_after(self, start: int) -> None:
+        """Drop what a killed run wrote after the checkpoint it is resumed from."""
+        kept = [record for record in self.records() if record["step"] <= start]
+        if self.path.exists():
+            write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
+
+
+def note(text: str) -> None:
+    """One plain line to stderr: progress and remarks, never results."""
+    print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def show(title: str, rows: Sequence[Mapping[str, str]]) -> None:
+    """Print a table to stdout; the keys of the first row are its columns."""
+    table = Table(title=title, title_justify="left")
+    for number, key in enumerate(rows[0]):
+        table.add_column(key, justify="left" if number == 0 else "right", no_wrap=number == 0)
+    for row in rows:
+        table.add_row(*row.values())
+    Console(width=None if sys.stdout.isatty() else 110).print(table)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file atomically."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def sheet(pixels: Tensor, columns: int) -> Tensor:
+    """Lay out uint8 images (N, C, H, W) row by row as one (3, height, width)."""
+    count, channels, height, width = pixels.shape
+    if channels not in (1, 3):
+        raise ValueError(f"pictures need 1 or 3 channels, got {channels}")
+    rows = -(-count // columns)
+    canvas = pixels.new_full((channels, rows * (height + 1) - 1, columns * (width + 1) - 1), 128)
+    for number, image in enumerate(pixels):
+        top, left = number // columns * (height + 1), number % columns * (width + 1)
+        canvas[:, top : top + height, left : left + width] = image
+    return canvas.expand(3, -1, -1)
+
+
+def save_picture(sheets: Sequence[Tensor], path: Path, zoom: int = 1) -> None:
+    """Write sheets of one height side by side as a PNG, enlarged `zoom` times."""
+    gap = torch.full((3, sheets[0].shape[1], 4), 255, dtype=torch.uint8)
+    parts = [part for each in sheets for part in (gap, each)][1:]
+    picture = Image.fromarray(torch.cat(parts, dim=2).permute(1, 2, 0).numpy())
+    size = (picture.width * zoom, picture.height * zoom)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.resize(size, Image.Resampling.NEAREST).save(path)
+
+
+def environment() -> dict[str, str]:
+    """What a figure was measured on."""
+    packages = ("torch", "diffusers", "accelerate", "torch-fidelity")
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    return {
+        "python": platform.python_version(),
+        "device": device,
+        "cores": str(torch.get_num_threads()),
+        "date": time.strftime("%Y-%m-%d"),
+        "instil": __version__,
+    } | {name: version(name) for name in packages}
+
+
+def peak_memory_bytes() -> int:
+    """Most memory the process has held: of the GPU where there is one, else resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,1 @@
+"""A pretrained diffusion model, seen as a denoiser D(x, sigma)."""

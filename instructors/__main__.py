@@ -1,0 +1,41 @@
+"""Train instructors; under Accelerate, `accelerate launch -m instructors train …`."""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from instil.config import load_recipe
+from instil.errors import command
+from instil.report import note
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+@command
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; returns the exit code, 2 for bad input."""
+    parser = argparse.ArgumentParser(prog="python -m instructors", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    train = commands.add_parser("train", help="train an instructor on images")
+    train.add_argument("recipe", nargs="?", help="a named recipe, a YAML file, or key=value")
+    train.add_argument("overrides", nargs="*", metavar="key=value", help="such as data=photos/")
+    train.add_argument(
+        "--resume", nargs="?", const="", metavar="DIR", help="continue the newest run, or this one"
+    )
+    arguments = parser.parse_args(argv)
+    source, overrides = arguments.recipe, arguments.overrides
+    if source and "=" in source:
+        source, overrides = None, [source, *overrides]
+    from instructors.session import session  # torch takes seconds to import
+    from instructors.train import TrainRecipe
+
+    recipe = load_recipe(TrainRecipe, source, overrides, RECIPES)
+    words = argv if argv is not None else sys.argv[1:]
+    folder = session(recipe, arguments.resume, f"python -m instructors {shlex.join(words)}")
+    note(f"instructor: {folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

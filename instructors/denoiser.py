@@ -1,0 +1,142 @@
+"""The contract of every diffusion model here: a denoiser D(x, sigma).
+
+There is one process, x_sigma = x + sigma * noise, with sigma in data units. Timesteps, alphas and
+preconditioning stop in the adapter that needs them.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from instil.shapes import expand
+
+
+class Condition(Mapping[str, Tensor]):
+    """What a model is conditioned on: named tensors with a leading batch axis, read-only.
+
+    `Condition()` is the condition of an unconditional model; `Condition(label=…)` holds (B,) int64
+    class labels; text models have tensors of their family.
+    """
+
+    def __init__(self, **tensors: Tensor) -> None:
+        self._tensors = tensors
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def rows(self, which: slice | Tensor) -> "Condition":
+        """The condition of some samples of the batch."""
+        return Condition(**{name: tensor[which] for name, tensor in self.items()})
+
+    def to(self, device: torch.device | str) -> "Condition":
+        """The same on another device."""
+        return Condition(**{name: tensor.to(device) for name, tensor in self.items()})
+
+    @staticmethod
+    def cat(parts: Sequence["Condition"]) -> "Condition":
+        """Join batches of the same names."""
+        return Condition(**{name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+
+
+UNCONDITIONAL = Condition()
+
+
+def class_labels(classes: int, numbers: Tensor) -> Condition:
+    """The condition with labels `numbers` (B,) modulo `classes`; empty if there are no classes."""
+    return Condition(label=numbers % classes) if classes else UNCONDITIONAL
+
+
+class Denoiser(nn.Module, ABC):
+    """The posterior mean of a sample given a noisy one: D(x, s) = E[x0 | x0 + s * noise = x].
+
+    Attributes:
+        shape: One sample without the batch axis, e.g. (3, 32, 32).
+        sigma_min: Smallest noise level the model was trained for.
+        sigma_max: Largest one.
+        classes: Number of class labels; 0 if the model takes none.
+
+    Source:
+        Karras et al. 2022, arXiv 2206.00364, eq. 3.
+    """
+
+    shape: tuple[int, ...]
+    sigma_min: float
+    sigma_max: float
+    classes: int = 0
+
+    def forward(self, noisy: Tensor, sigma: Tensor, condition: Condition = UNCONDITIONAL) -> Tensor:
+        """Check the arguments, then denoise.
+
+        Args:
+            noisy: (B, *shape), data units.
+            sigma: (B,), data units, within [sigma_min, sigma_max]; not checked, since that would
+                make a GPU wait.
+            condition: As the model wants it; `label` holds (B,) int64 in [0, classes).
+
+        Returns:
+            (B, *shape), of the dtype of `noisy`, also under autocast.
+
+        Raises:
+            ValueError: A shape does not fit, or a label is missing or not expected.
+        """
+        if noisy.shape[1:] != self.shape or sigma.shape != noisy.shape[:1]:
+            raise ValueError(
+                f"noisy {tuple(noisy.shape)} and sigma {tuple(sigma.shape)}: "
+                f"expected (B, {', '.join(map(str, self.shape))}) and (B,)"
+            )
+        label = condition.get("label")
+        if self.classes and (label is None or label.shape != sigma.shape):
+            got = "none" if label is None else f"shape {tuple(label.shape)}"
+            raise ValueError(
+                f"label: expected {len(sigma)} class numbers below {self.classes}, got {got}"
+            )
+        if label is not None and not self.classes:
+            raise ValueError("label: given, but this model is unconditional; leave it out")
+        return self.denoise(noisy, sigma, condition)
+
+    @abstractmethod
+    def denoise(self, noisy: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+        """What a subclass writes: as `forward`, with arguments already checked."""
+
+    def weight(self, sigma: Tensor) -> Tensor:
+        """(B,) loss weight under which the raw network output has unit scale at every level.
+
+        Source:
+            Karras et al. 2022, arXiv 2206.00364, eq. 8 (lambda = 1 / c_out**2).
+        """
+        return sigma**-2
+
+    def round_sigma(self, sigma: Tensor) -> Tensor:
+        """The nearest levels the network has seen; the same where it has seen all."""
+        return sigma
+
+    def start(self, unit: Tensor, sigma: float) -> Tensor:
+        """Scale unit noise to the input that plain diffusers gives the model at level sigma."""
+        return unit * sigma
+
+    def null(self, count: int) -> Condition:
+        """The condition of classifier-free guidance's unconditional branch, for `count` samples.
+
+        Raises:
+            ValueError: The model was not trained with one.
+        """
+        raise ValueError(
+            f"guidance: this {type(self).__name__} has no null condition; leave guidance out"
+        )
+
+    def base(self) -> "Denoiser":
+        """The bare network's denoiser, without guidance or blending: what copies are made of."""
+        return self
+
+
+def score(denoised: Tensor, noisy: Tensor, sigma: Tensor) -> Tensor:
+    """The score of the noisy density, (D - x) / sigma**2 (arXiv 2206.00364, eq. 3)."""
+    return (denoised - noisy) / expand(sigma, noisy) ** 2

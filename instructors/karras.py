@@ -1,0 +1,56 @@
+"""Networks with the preconditioning of EDM."""
+
+from torch import Tensor, nn
+
+from instil.shapes import expand
+from instructors.denoiser import Condition, Denoiser
+from instructors.networks import call
+
+
+class Karras(Denoiser):
+    """An EDM network, D = c_skip x + c_out F(c_in x, c_noise).
+
+        c_skip = sd**2 / (s**2 + sd**2)     c_out = s sd / sqrt(s**2 + sd**2)
+        c_in = 1 / sqrt(s**2 + sd**2)       c_noise = ln(s) / 4
+
+    This is what diffusers' `EDMEulerScheduler` does around a network.
+
+    Args:
+        network: F, called as `instructors.networks.call` says.
+        shape: One sample without the batch axis.
+        sigma_min: Smallest level trained.
+        sigma_max: Largest level trained.
+        sigma_data: sd, the standard deviation of the data the network was trained for.
+        classes: Number of class labels; 0 for none.
+
+    Source:
+        Karras et al. 2022, arXiv 2206.00364, table 1 and eq. 7.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        shape: tuple[int, ...],
+        sigma_min: float = 0.002,
+        sigma_max: float = 80.0,
+        sigma_data: float = 0.5,
+        classes: int = 0,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.shape = tuple(shape)
+        self.sigma_min, self.sigma_max, self.sigma_data = sigma_min, sigma_max, sigma_data
+        self.classes = classes
+
+    def denoise(self, noisy: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+        s, sd = expand(sigma, noisy), self.sigma_data
+        total = (s**2 + sd**2).sqrt()
+        output = call(self.network, noisy / total, sigma.log() / 4, condition)
+        return (sd / total) ** 2 * noisy + s * sd / total * output
+
+    def weight(self, sigma: Tensor) -> Tensor:
+        return (sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2
+
+    def start(self, unit: Tensor, sigma: float) -> Tensor:
+        # diffusers' EDMEulerScheduler starts from this scale (its `init_noise_sigma`).
+        return unit * (sigma**2 + 1) ** 0.5

@@ -1,0 +1,54 @@
+"""How a network is called: one convention over diffusers' classes and our own."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from instructors.denoiser import Condition
+
+
+def call(network: nn.Module, noisy: Tensor, time: Tensor, condition: Condition) -> Tensor:
+    """Evaluate a network.
+
+    Args:
+        network: A diffusers `UNet2DModel`, or a module with the same signature.
+        noisy: (B, *shape), scaled as the network wants it.
+        time: (B,) float; must be a tensor, since diffusers truncates Python floats.
+        condition: `label` where the network has classes.
+
+    Returns:
+        (B, *shape) of the dtype of `noisy`; a learned variance in further channels is dropped.
+    """
+    output = network(noisy, time, class_labels=condition.get("label"))
+    output = output if isinstance(output, Tensor) else output.sample
+    return output[:, : noisy.shape[1]].to(noisy.dtype)
+
+
+class MLP(nn.Module):
+    """A small network for vectors: residual SiLU layers, time and label embedded.
+
+    Args:
+        features: Length of a vector.
+        width: Length of the hidden layers.
+        depth: Number of residual layers.
+        classes: Number of class labels; 0 for none.
+    """
+
+    def __init__(self, features: int, width: int = 128, depth: int = 3, classes: int = 0) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", math.pi * 2.0 ** torch.arange(-1, 4), persistent=False)
+        self.enter = nn.Linear(features + 10, width)
+        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
+        self.leave = nn.Linear(width, features)
+        self.label = nn.Embedding(classes, width) if classes else None
+
+    def forward(self, x: Tensor, time: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        """Map x (B, features) and time (B,), of order one, to (B, features)."""
+        phase = time[:, None] * self.frequencies
+        hidden = self.enter(torch.cat([x, phase.sin(), phase.cos()], dim=1))
+        if self.label is not None:
+            hidden = hidden + self.label(class_labels)
+        for layer in self.layers:
+            hidden = hidden + layer(nn.functional.silu(hidden))
+        return self.leave(nn.functional.silu(hidden))

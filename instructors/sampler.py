@@ -1,0 +1,45 @@
+"""The instructor's own sampler: for tables, references and grids."""
+
+import itertools
+
+import torch
+from torch import Tensor
+
+from instructors.denoiser import UNCONDITIONAL, Condition, Denoiser
+
+
+def karras_sigmas(low: float, high: float, count: int, rho: float = 7.0) -> list[float]:
+    """`count` falling noise levels from `high` to `low` and a final 0 (arXiv 2206.00364, eq. 5)."""
+    first, last = high ** (1 / rho), low ** (1 / rho)
+    steps = [first + i / max(count - 1, 1) * (last - first) for i in range(count)]
+    return [step**rho for step in steps] + [0.0]
+
+
+@torch.no_grad()
+def heun(
+    denoiser: Denoiser, unit: Tensor, steps: int, condition: Condition = UNCONDITIONAL
+) -> Tensor:
+    """Solve the probability-flow ODE by Heun's second-order method.
+
+    Args:
+        denoiser: The model.
+        unit: (B, *shape) standard normal noise.
+        steps: Number of noise levels; costs 2 * steps - 1 evaluations (NFE).
+        condition: As the model wants it.
+
+    Returns:
+        (B, *shape), not clamped.
+
+    Source:
+        Karras et al. 2022, arXiv 2206.00364, algorithm 1.
+    """
+    sigmas = karras_sigmas(denoiser.sigma_min, denoiser.sigma_max, steps)
+    x = unit * sigmas[0]
+    for now, after in itertools.pairwise(sigmas):
+        slope = (x - denoiser(x, x.new_full(x.shape[:1], now), condition)) / now
+        euler = x + (after - now) * slope
+        if after > 0:
+            ahead = (euler - denoiser(euler, x.new_full(x.shape[:1], after), condition)) / after
+            euler = x + (after - now) * (slope + ahead) / 2
+        x = euler
+    return x

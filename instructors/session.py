@@ -1,0 +1,83 @@
+"""One training run of an instructor, from recipe to a folder that `load` reads."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from instil import data, run
+from instil.errors import InstilError
+from instil.report import environment, note
+from instructors.train import TrainRecipe, fresh, save_pipeline, train
+
+CARD = """---
+library_name: diffusers
+license: apache-2.0
+tags: [diffusion, instil-instructor]
+---
+
+# {name}
+
+A small diffusion model with EDM preconditioning: an instructor for distillation.
+
+- Data: `{data}`, {count} images of the shape {shape}, digest {digest}
+- Command: `{command}`
+- Seed {seed}; {steps} updates of {batch} images in {seconds:.0f} seconds
+- Noise levels from {low:g} to {high:g}, sigma_data {sigma_data:g}; {parameters} parameters
+- Machine: {machine}
+
+`DiffusionPipeline.from_pretrained` of diffusers loads it, and `pipeline(num_inference_steps=36)`
+samples it by Euler's method.
+"""
+
+
+def session(recipe: TrainRecipe, resume: str | None, command: str) -> Path:
+    """Train as the recipe says.
+
+    Args:
+        recipe: What to do.
+        resume: As in `instil.run.Run`.
+        command: How it was started, for the card.
+
+    Returns:
+        The folder of the instructor, in diffusers' own format.
+
+    Raises:
+        InstilError: Bad input, before any long work.
+        FloatingPointError: Gradients are no longer finite.
+    """
+    accelerator = run.accelerator_for(recipe.precision, (), recipe.output)
+    images = data.load(recipe.data)
+    if recipe.batch % accelerator.num_processes:
+        raise InstilError(
+            f"batch: {recipe.batch} does not divide into {accelerator.num_processes} processes"
+        )
+    recipe = recipe.replace(precision=accelerator.mixed_precision)
+    state = fresh(recipe, images, accelerator.device)
+    facts = {"data": images.digest()}
+    this = run.Run(recipe, recipe.steps, recipe.batch, state, facts, resume, accelerator)
+    if accelerator.is_main_process:
+        note(
+            f"{this.folder}: {recipe.data}, {len(images)} images, "
+            f"{accelerator.num_processes} process(es), from step {state.step}"
+        )
+    began = time.perf_counter()
+    for _ in this.follow(train(state, images, recipe, accelerator)):
+        pass
+    denoiser = state.average.module.cpu()
+    about: Mapping[str, Any] = recipe.model_dump() | {
+        "count": len(images),
+        "shape": images.shape,
+        "digest": images.digest(),
+        "command": command,
+        "seconds": time.perf_counter() - began,
+        "low": denoiser.sigma_min,
+        "high": denoiser.sigma_max,
+        "sigma_data": denoiser.sigma_data,
+        "parameters": sum(p.numel() for p in denoiser.parameters()),
+        "machine": ", ".join(f"{key} {value}" for key, value in environment().items()),
+    }
+    folder = this.folder / "instructor"
+    run.on_main(accelerator, lambda: save_pipeline(denoiser, folder, CARD.format(**about)))
+    accelerator.end_training()
+    return folder

@@ -1,0 +1,233 @@
+"""Trains an instructor by denoising score matching."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from accelerate import Accelerator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from instil import data
+from instil.average import Average
+from instil.config import Config
+from instil.draws import Draws
+from instil.errors import InstilError
+from instil.levels import Levels, LogNormal
+from instil.optimizer import Adam
+from instil.shapes import expand
+from instructors.denoiser import UNCONDITIONAL, Condition
+from instructors.denoising import denoising_loss
+from instructors.karras import Karras
+
+
+class UNet(Config):
+    """A diffusers `UNet2DModel`.
+
+    Attributes:
+        channels: Of each level; the side halves between levels.
+        layers: Residual blocks per level.
+        attention: Numbers of the levels with attention, 0 the finest.
+        middle_attention: Attention at the lowest resolution.
+        dropout: In residual blocks, while training.
+        groups: Of group normalisation.
+    """
+
+    channels: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (64, 128)
+    layers: PositiveInt = 2
+    attention: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    middle_attention: bool = True
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    groups: PositiveInt = 8
+
+    def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
+        """The network for images of `shape` (C, H, W).
+
+        Raises:
+            InstilError: The sides do not halve as often as there are levels.
+        """
+        from diffusers import UNet2DModel  # seconds to import
+
+        factor = 2 ** (len(self.channels) - 1)
+        if any(side % factor for side in shape[1:]):
+            raise InstilError(
+                f"network.channels: {len(self.channels)} levels need sides divisible by {factor}, "
+                f"images are {shape[1]}x{shape[2]}; choose fewer levels"
+            )
+        kinds = ["Attn" if n in self.attention else "" for n in range(len(self.channels))]
+        network: Any = UNet2DModel(
+            sample_size=shape[1] if shape[1] == shape[2] else shape[1:],
+            in_channels=shape[0],
+            out_channels=shape[0],
+            block_out_channels=self.channels,
+            layers_per_block=self.layers,
+            down_block_types=tuple(f"{kind}DownBlock2D" for kind in kinds),
+            up_block_types=tuple(f"{kind}UpBlock2D" for kind in reversed(kinds)),
+            norm_num_groups=self.groups,
+            add_attention=self.middle_attention,
+            attention_head_dim=min(32, self.channels[-1]),
+            dropout=self.dropout,
+            resnet_time_scale_shift="scale_shift",
+            num_class_embeds=classes or None,
+        )
+        return network
+
+
+class TrainRecipe(Config):
+    """Everything an instructor's training depends on.
+
+    Attributes:
+        name: Of the run's folder.
+        data: As `instil.data.load` takes it.
+        network: The architecture.
+        sigma_min: Smallest noise level, in units of images in [-1, 1].
+        sigma_max: Largest one.
+        levels: Noise levels of the training.
+        optimizer: Of the network.
+        steps: Updates.
+        batch: Images per update, over all processes.
+        precision: Autocast; None takes what `accelerate launch` was told.
+        seed: Of every random number.
+        average: Half-life, in images, of the average that is kept.
+        flip: Mirror every other image.
+        output: Folder of all runs.
+        log_every: Updates between two lines of numbers.
+        save_every: Updates between two checkpoints.
+        keep: Checkpoints kept.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = "instructor"
+    data: str
+    network: UNet = UNet()
+    sigma_min: PositiveFloat = 0.002
+    sigma_max: PositiveFloat = 80.0
+    levels: Levels = LogNormal()
+    optimizer: Adam = Adam(lr=1e-3, betas=(0.9, 0.99), warmup=200, schedule="cosine", clip=1.0)
+    steps: PositiveInt = 10_000
+    batch: PositiveInt = 128
+    precision: Literal["no", "bf16"] | None = None
+    seed: Annotated[int, Field(ge=0)] = 0
+    average: NonNegativeFloat = 20_000.0
+    flip: bool = False
+    output: str = "runs"
+    log_every: PositiveInt = 50
+    save_every: PositiveInt = 500
+    keep: PositiveInt = 2
+
+    MAY_CHANGE: ClassVar[tuple[str, ...]] = ("steps", "output", "log_every", "save_every", "keep")
+
+
+@dataclass
+class State:
+    """Everything a training carries over a restart."""
+
+    denoiser: Karras
+    average: Average[Karras]
+    optimizer: Optimizer
+    step: int = 0
+
+    def modules(self) -> dict[str, nn.Module]:
+        """What a checkpoint holds, by file name."""
+        return {"denoiser": self.denoiser, "average": self.average.module}
+
+    def optimizers(self) -> dict[str, Optimizer]:
+        """Likewise."""
+        return {"optimizer": self.optimizer}
+
+
+@dataclass(frozen=True)
+class Report:
+    """One update, as tensors on the device.
+
+    Attributes:
+        step: Updates done.
+        loss: () mean weighted denoising loss.
+        norm: () gradient norm before clipping; the same on every process.
+    """
+
+    step: int
+    loss: Tensor
+    norm: Tensor
+
+    def finite(self) -> Tensor:
+        """() bool."""
+        return self.norm.isfinite()
+
+    def values(self) -> dict[str, Tensor]:
+        """What is logged."""
+        return {"loss": self.loss}
+
+
+def fresh(recipe: TrainRecipe, images: data.Images, device: torch.device) -> State:
+    """The state before the first update: initial weights depend on `recipe.seed` alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        network = recipe.network.build(images.shape, len(images.classes))
+    sigma_data = round(data.to_float(images.pixels).std().item(), 3)
+    denoiser = Karras(
+        network, images.shape, recipe.sigma_min, recipe.sigma_max, sigma_data, len(images.classes)
+    ).to(device)
+    return State(denoiser, Average(denoiser, recipe.average), recipe.optimizer.build(denoiser))
+
+
+def train(
+    state: State, images: data.Images, recipe: TrainRecipe, accelerator: Accelerator
+) -> Iterator[Report]:
+    """Train until `recipe.steps`; yields after each update, when `state` may be saved.
+
+    Args:
+        state: Changed in place.
+        images: The training set; rows are drawn with replacement.
+        recipe: What to do.
+        accelerator: The only distributed engine.
+
+    Yields:
+        A report per update.
+    """
+    module = accelerator.prepare_model(state.denoiser)
+    module.train()
+    device, size = accelerator.device, recipe.batch // accelerator.num_processes
+    pixels = images.pixels.to(device)
+    labels = None if images.labels is None else images.labels.to(device)
+    low, high = state.denoiser.sigma_min, state.denoiser.sigma_max
+    while state.step < recipe.steps:
+        start = accelerator.process_index * size
+        draws = Draws.of_range(recipe.seed, state.step, start, size, device)
+        torch.manual_seed(draws.one_seed())  # of dropout, which knows no other generator
+        rows = draws.integers("row", len(images))
+        clean = data.to_float(pixels[rows])
+        if recipe.flip:
+            mirrored = expand(draws.integers("flip", 2).bool(), clean)
+            clean = torch.where(mirrored, clean.flip(-1), clean)
+        condition = UNCONDITIONAL if labels is None else Condition(label=labels[rows])
+        sigma = recipe.levels.sample(draws.uniform("sigma").float(), low, high)
+        noisy = clean + expand(sigma, clean) * draws.normal("noise", images.shape)
+        with accelerator.autocast():
+            denoised = module(noisy, sigma, condition)
+        loss = denoising_loss(denoised, clean, state.denoiser.weight(sigma)).mean()
+        accelerator.backward(loss)
+        norm = recipe.optimizer.update(state.optimizer, state.step, recipe.steps)
+        state.step += 1
+        state.average.update(state.denoiser, state.step * recipe.batch, recipe.batch)
+        yield Report(state.step, loss.detach(), norm)
+
+
+def save_pipeline(denoiser: Karras, folder: Path, card: str) -> None:
+    """Write a folder that `instructors.load` and plain diffusers read, with a model card.
+
+    Plain diffusers samples it by Euler's method, `pipeline(num_inference_steps=…)`.
+    """
+    from diffusers import ConsistencyModelPipeline, EDMEulerScheduler
+
+    network: Any = denoiser.network
+    scheduler: Any = EDMEulerScheduler(
+        sigma_min=denoiser.sigma_min,
+        sigma_max=denoiser.sigma_max,
+        sigma_data=denoiser.sigma_data,
+    )
+    pipeline: Any = ConsistencyModelPipeline(network, scheduler)
+    pipeline.save_pretrained(folder)
+    (folder / "README.md").write_text(card, encoding="utf-8")

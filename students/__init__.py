@@ -1,0 +1,1 @@
+"""Generators: noise in, sample out, differentiable in between."""
