@@ -31,7 +31,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="only check the recipe, in a second")
     parser.add_argument("--dry-run", action="store_true", help="say what it would cost, and stop")
     parser.add_argument("--json", metavar="PATH", help="also write the final table there")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
+    if "=" in (arguments.resume or ""):  # `--resume train.steps=9`: a change, not a folder
+        arguments.arguments.append(arguments.resume)
+        arguments.resume = ""
     recipe = _recipe(arguments.arguments, arguments.resume)
     if arguments.check:
         print(f"{recipe.name}: the recipe is sound")

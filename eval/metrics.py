@@ -216,12 +216,14 @@ def copy_rate(pixels: Tensor, training: Tensor) -> float:
     return copies / len(pixels)
 
 
-def spread(values: list[dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Mean and standard deviation of each figure over repeated measurements."""
+def spread(values: list[dict[str, float]], count: int) -> dict[str, dict[str, float]]:
+    """Each figure's mean and standard deviation over measurements on `count` images each."""
     return {
         key: {
             "mean": float(np.mean([v[key] for v in values])),
             "std": float(np.std([v[key] for v in values], ddof=1)) if len(values) > 1 else 0.0,
+            "n": count,
+            "seeds": len(values),
         }
         for key in values[0]
     }

@@ -16,7 +16,7 @@ from eval.images import Sampler, generate, instructor_sampler
 from eval.protocol import Protocol
 from instil import data
 from instil.errors import InstilError
-from instil.report import write_json
+from instil.report import environment, write_json
 from instructors.load import Instructor
 
 # Image seeds: measurement k uses the block [k N, (k + 1) N), as EDM's does. Blocks far above are
@@ -57,7 +57,7 @@ class Yardstick:
         return self.extractor.name
 
     def score(self, sampler: Sampler) -> dict[str, Any]:
-        """Measure a sampler as the protocol says: `{figure: {mean, std}, …}` with n and seeds."""
+        """Measure a sampler as the protocol says: `{figure: {mean, std, n, seeds}, …}`."""
         count, classes = self.protocol.samples, self.instructor.denoiser.classes
         found = []
         for block in range(self.protocol.seeds):
@@ -65,7 +65,7 @@ class Yardstick:
             labels = torch.arange(start, start + count) % classes if classes else None
             pixels = self._generate(sampler, start, count)
             found.append(metrics.measure(pixels, self.reference, labels))
-        return metrics.spread(found) | {"n": count, "seeds": self.protocol.seeds}
+        return metrics.spread(found, count)
 
     def quick(self, sampler: Sampler) -> float:
         """The distance alone, on few samples of seeds that are never reported."""
@@ -82,20 +82,24 @@ class Yardstick:
             return {"floor": None, "floor_n": None}
         return {"floor": metrics.distance(pixels, self.reference), "floor_n": len(pixels)}
 
-    def instructor_figures(self) -> dict[str, Any]:
-        """`score` of the instructor's own sampler, computed once per weights and protocol."""
+    def instructor_figures(self, record: bool = False) -> dict[str, Any]:
+        """`score` of the instructor's own sampler, computed once per weights and protocol.
+
+        Args:
+            record: Keep it in the instructor's folder, not in the user's cache.
+        """
         key = self._key("score")
-        shipped = _read(self.instructor.card.folder / FIGURES)
-        if key in shipped:
-            return shipped[key]
-        cache = cache_folder() / FIGURES
-        known = _read(cache)
-        if key not in known:
-            steps = self.protocol.instructor_steps
-            known[key] = self.score(instructor_sampler(self.instructor.denoiser, steps))
-            cache.parent.mkdir(parents=True, exist_ok=True)
-            write_json(cache, known)
-        return known[key]
+        shipped = self.instructor.card.folder / FIGURES
+        cache = shipped if record else cache_folder() / FIGURES
+        for known in (_read(shipped), _read(cache)):
+            if key in known:
+                return known[key]["figures"]
+        steps = self.protocol.instructor_steps
+        figures = self.score(instructor_sampler(self.instructor.denoiser, steps))
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        about = {"protocol": self.describe(), "nfe": 2 * steps - 1, "environment": environment()}
+        write_json(cache, _read(cache) | {key: about | {"figures": figures}})
+        return figures
 
     def speed(self, sampler: Sampler) -> float:
         """Images per second of a sampler, one batch to warm up and one to measure."""

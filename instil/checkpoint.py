@@ -95,14 +95,16 @@ def restore(
         InstilError: A file is missing or corrupted, or holds other tensors than expected; the
             message names the tensors. All files are read before anything is changed.
     """
-    tensors = {name: read_tensors(folder / f"{name}.safetensors") for name in modules}
-    states = {name: read_tensors(folder / f"{name}.safetensors") for name in optimizers}
+    weights, states = {}, {}
     for name, module in modules.items():
-        compare(str(folder / f"{name}.safetensors"), tensors[name], module.state_dict())
-    for name, module in modules.items():
-        module.load_state_dict(tensors[name])
+        weights[name] = read_tensors(folder / f"{name}.safetensors")
+        compare(str(folder / f"{name}.safetensors"), weights[name], module.state_dict())
     for name, optimizer in optimizers.items():
-        _unflatten(folder / f"{name}.safetensors", optimizer, states[name])
+        states[name] = _read_optimizer(folder / f"{name}.safetensors", optimizer)
+    for name, module in modules.items():
+        module.load_state_dict(weights[name])
+    for name, optimizer in optimizers.items():
+        optimizer.load_state_dict(states[name])
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -172,18 +174,20 @@ def _flatten(optimizer: Optimizer) -> dict[str, Tensor]:
     }
 
 
-def _unflatten(path: Path, optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    groups = optimizer.state_dict()["param_groups"]
+def _read_optimizer(path: Path, optimizer: Optimizer) -> dict[str, Any]:
+    """A state dictionary for `optimizer`, checked against its parameters."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
+    for key, tensor in read_tensors(path).items():
         match = re.fullmatch(r"(\d+)\.(\w+)", key)
-        if match is None or int(match[1]) >= len(parameters):
-            raise InstilError(f"{path}: {key} belongs to no parameter of this optimizer")
-        if tensor.dim() and tensor.shape != parameters[int(match[1])].shape:
-            raise InstilError(f"{path}: {key} has the shape {tuple(tensor.shape)}")
-        state.setdefault(int(match[1]), {})[match[2]] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
+        number = int(match[1]) if match else len(parameters)
+        fits = number < len(parameters) and tensor.shape in ((), parameters[number].shape)
+        if match is None or not fits:
+            raise InstilError(
+                f"{path}: {key} {tuple(tensor.shape)} belongs to no parameter of this optimizer"
+            )
+        state.setdefault(number, {})[match[2]] = tensor
+    return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
 
 
 def _sync(path: Path) -> None:

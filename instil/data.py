@@ -10,6 +10,7 @@
 Everything is uint8 in memory and float32 in [-1, 1] in a network.
 """
 
+import gzip
 import hashlib
 import json
 import os
@@ -29,6 +30,7 @@ from torch import Tensor
 
 from instil.errors import InstilError
 
+KINDS = ("images-idx3", "labels-idx1")
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif"}
 
 
@@ -128,18 +130,29 @@ def _digits(split: str, source: str) -> Images:
 
 
 def _mnist(split: str, source: str) -> Images:
-    from torchvision.datasets import MNIST
+    root = Path(os.environ.get("INSTIL_DATA", "data"))
+    stem = "train" if split == "train" else "t10k"
+    files = [root / "MNIST" / "raw" / f"{stem}-{kind}-ubyte.gz" for kind in KINDS]
+    if not all(file.exists() for file in files):
+        from torchvision.datasets import MNIST
 
-    root = os.environ.get("INSTIL_DATA", "data")
-    try:
-        mnist = MNIST(root, train=split == "train", download=True)
-    except (RuntimeError, OSError) as error:
-        raise InstilError(
-            f"{source}: MNIST is not below {root} and could not be downloaded ({error}); "
-            "set INSTIL_DATA to the folder that holds MNIST/raw"
-        ) from None
+        try:
+            MNIST(root, download=True)
+        except (RuntimeError, OSError) as error:
+            raise InstilError(
+                f"{source}: not below {root} and not downloaded ({' '.join(str(error).split())}); "
+                "set INSTIL_DATA to the folder that holds MNIST/raw"
+            ) from None
+    # idx format: a header of 16 bytes before the images, of 8 before the labels
+    pixels, labels = (
+        np.frombuffer(gzip.decompress(file.read_bytes()), np.uint8, offset=header)
+        for file, header in zip(files, (16, 8), strict=True)
+    )
     return Images(
-        mnist.data[:, None], mnist.targets, tuple(str(digit) for digit in range(10)), source
+        torch.from_numpy(pixels.reshape(-1, 1, 28, 28).copy()),
+        torch.from_numpy(labels.astype(np.int64)),
+        tuple(str(digit) for digit in range(10)),
+        source,
     )
 
 

@@ -17,15 +17,23 @@ class Command(Protocol):
 
 
 def command(main: Command) -> Command:
-    """Turn `InstilError` into one message on stderr and exit code 2, on the first process only."""
+    """Turn what a user can mend into one message on stderr, from the first process only.
+
+    Exit codes: 2 for bad input, 1 for a run that stopped being numbers, 130 for Ctrl-C.
+    """
 
     @functools.wraps(main)
     def wrapped(argv: list[str] | None = None) -> int:
         try:
             return main(argv)
         except InstilError as error:
-            if os.environ.get("RANK", "0") == "0":
-                print(f"error: {error}", file=sys.stderr)  # noqa: T201
-            return 2
+            message, code = f"error: {error}", 2
+        except FloatingPointError as error:
+            message, code = f"stopped: {error}", 1
+        except KeyboardInterrupt:
+            message, code = "interrupted: the same command with --resume goes on", 130
+        if os.environ.get("RANK", "0") == "0":
+            print(message, file=sys.stderr)  # noqa: T201
+        return code
 
     return wrapped

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, PositiveFloat, model_validator
 
 from instil.config import Config, by_kind
+from instil.errors import InstilError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,11 +46,11 @@ class _Levels(Config, ABC):
             (B,), of the dtype of `uniform`, within both ranges.
 
         Raises:
-            ValueError: The range given here and the network's do not overlap.
+            InstilError: The range given here and the network's do not overlap.
         """
         low, high = max(low, self.sigma_min or low), min(high, self.sigma_max or high)
         if low >= high:
-            raise ValueError(
+            raise InstilError(
                 f"levels: sigma in [{self.sigma_min}, {self.sigma_max}] does not meet the "
                 f"network's own range, which leaves [{low}, {high}]; widen the range"
             )

@@ -5,7 +5,8 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -94,9 +95,12 @@ class Monitor:
             left = (self.steps - step) * self.batch / max(speed, 1e-9)
             note(f"step {step}/{self.steps}  {speed:.0f} img/s  {left:.0f} s left  {text}")
 
-    def pause(self) -> None:
-        """Leave what follows (evaluation, saving) out of the speed."""
-        self.clock = time.perf_counter()
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave what happens inside (evaluation, pictures) out of the speed."""
+        began = time.perf_counter()
+        yield
+        self.clock += time.perf_counter() - began
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one record to `metrics.jsonl`."""
@@ -125,12 +129,14 @@ def note(text: str) -> None:
 
 def show(title: str, rows: Sequence[Mapping[str, str]]) -> None:
     """Print a table to stdout; the keys of the first row are its columns."""
-    table = Table(title=title, title_justify="left")
+    console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
+    console.print(title)
+    table = Table()
     for number, key in enumerate(rows[0]):
         table.add_column(key, justify="left" if number == 0 else "right", no_wrap=number == 0)
     for row in rows:
         table.add_row(*row.values())
-    Console(width=None if sys.stdout.isatty() else 110).print(table)
+    console.print(table)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

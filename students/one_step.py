@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from instil.draws import Draws
+from instil.errors import InstilError
 from instructors.denoiser import UNCONDITIONAL, Condition, Denoiser
 from students.student import Latent, Student
 
@@ -15,7 +16,7 @@ class OneStep(Student):
         sigma: The level it is read at. Diff-Instruct starts at 1.0, SiD at 2.5, DMD2 at 80.
 
     Raises:
-        ValueError: The denoiser was not trained at that level.
+        InstilError: The denoiser was not trained at that level.
 
     Source:
         Luo et al. 2023, arXiv 2305.18455 (Diff-Instruct).
@@ -26,7 +27,7 @@ class OneStep(Student):
     def __init__(self, denoiser: Denoiser, sigma: float) -> None:
         super().__init__()
         if not denoiser.sigma_min <= sigma <= denoiser.sigma_max:
-            raise ValueError(
+            raise InstilError(
                 f"student.sigma: {sigma} lies outside the instructor's range "
                 f"[{denoiser.sigma_min:g}, {denoiser.sigma_max:g}]"
             )

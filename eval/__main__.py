@@ -1,0 +1,145 @@
+"""Measure images or models, and train the offline extractors they are measured with."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from eval.protocol import Protocol
+from instil.config import validate
+from instil.errors import InstilError, command
+
+
+@command
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; returns the exit code, 2 for bad input."""
+    parser = argparse.ArgumentParser(prog="python -m eval", description=__doc__, allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    fid = commands.add_parser(
+        "fid",
+        help="distance of images, or of an instructor's samples, to a reference",
+        allow_abbrev=False,
+    )
+    what = fid.add_mutually_exclusive_group(required=True)
+    what.add_argument("--images", metavar="SOURCE", help="a folder, .zip, .npz or data set")
+    what.add_argument("--instructor", metavar="SOURCE", help="a folder, embedded name or hub id")
+    fid.add_argument(
+        "--reference",
+        required=True,
+        help="images, a .npz of mu and sigma, a name torch-fidelity knows such as cifar10-train, "
+        "or (for an instructor) `instructor`: its own samples",
+    )
+    fid.add_argument("--extractor", default="inception", help="inception, digits, or a file")
+    fid.add_argument("--weights", metavar="FILE", help="local Inception weights of torch-fidelity")
+    fid.add_argument("--held-out", metavar="SOURCE", help="more of the reference: the floor")
+    fid.add_argument("--samples", type=int, default=10_000, help="images per seed [%(default)s]")
+    fid.add_argument("--seeds", type=int, default=3, help="sampling seeds [%(default)s]")
+    fid.add_argument("--steps", type=int, default=18, help="Heun steps [%(default)s]")
+    fid.add_argument(
+        "--record", action="store_true", help="keep the figures in the instructor's folder"
+    )
+    fid.add_argument("--json", type=Path, metavar="PATH", help="also write the table there")
+    fid.set_defaults(run=_fid)
+
+    extractor = commands.add_parser(
+        "extractor", help="train an offline feature extractor", allow_abbrev=False
+    )
+    extractor.add_argument("--data", required=True, metavar="SOURCE", help="images with classes")
+    extractor.add_argument("--held-out", required=True, metavar="SOURCE", help="for the accuracy")
+    extractor.add_argument("--out", required=True, type=Path, metavar="FILE.safetensors")
+    extractor.add_argument("--seed", type=int, default=0)
+    extractor.add_argument("--json", type=Path, metavar="PATH", help="also write the facts there")
+    extractor.set_defaults(run=_extractor)
+
+    arguments = parser.parse_args(argv)
+    rows, facts = arguments.run(arguments)
+    from instil.report import show, write_json
+
+    show(facts.get("protocol", arguments.command), rows)
+    if arguments.json:
+        write_json(arguments.json, facts)
+    return 0
+
+
+def _fid(arguments: argparse.Namespace) -> tuple[list[dict[str, str]], dict[str, Any]]:
+    if arguments.record and not arguments.instructor:
+        raise InstilError("--record: figures are kept with an instructor; give --instructor")
+    measure = _measure_images if arguments.images else _measure_instructor
+    facts = measure(arguments)
+    figures = [key for key, value in facts.items() if isinstance(value, dict) and "mean" in value]
+    name = facts["fd_name"]
+    rows = [
+        {
+            "figure": name if key == "fd" else key.replace("_", " "),
+            "mean": f"{facts[key]['mean']:.4f}",
+            "sd": f"{facts[key]['std']:.4f}",
+        }
+        for key in figures
+    ]
+    if facts["floor"] is not None:
+        floor = f"{facts['floor']:.4f}"
+        rows.append({"figure": f"floor of {name} (n={facts['floor_n']})", "mean": floor, "sd": ""})
+    return rows, facts
+
+
+def _measure_images(arguments: argparse.Namespace) -> dict[str, Any]:
+    from eval import features, metrics
+    from instil import data
+
+    images = data.load(arguments.images)
+    weights = Path(arguments.weights) if arguments.weights else None
+    extractor = features.load(arguments.extractor, weights, _device().type)
+    reference = metrics.load_reference(arguments.reference, extractor)
+    found = metrics.spread([metrics.measure(images.pixels, reference)], len(images))
+    facts: dict[str, Any] = {"fd_name": extractor.name, **found}
+    facts |= {"floor": None, "floor_n": None}
+    if arguments.held_out:
+        held_out = data.load(arguments.held_out)
+        facts["floor"] = metrics.distance(held_out.pixels, reference)
+        facts["floor_n"] = len(held_out)
+    facts["protocol"] = f"{extractor.name}, {len(images)} images against {reference.name}"
+    return facts
+
+
+def _measure_instructor(arguments: argparse.Namespace) -> dict[str, Any]:
+    from eval.yardstick import Yardstick
+    from instructors.load import load
+
+    settings = {
+        "extractor": arguments.extractor,
+        "weights": arguments.weights,
+        "reference": arguments.reference,
+        "held_out": arguments.held_out,
+        "samples": arguments.samples,
+        "seeds": arguments.seeds,
+        "instructor_steps": arguments.steps,
+    }
+    protocol = validate(Protocol, settings)
+    instructor = load(arguments.instructor)
+    instructor.denoiser.to(_device())
+    yardstick = Yardstick(protocol, instructor, _device())
+    facts: dict[str, Any] = {"fd_name": yardstick.name, "nfe": 2 * arguments.steps - 1}
+    facts |= yardstick.instructor_figures(record=arguments.record)
+    return facts | yardstick.floor() | {"protocol": yardstick.describe()}
+
+
+def _extractor(arguments: argparse.Namespace) -> tuple[list[dict[str, str]], dict[str, Any]]:
+    from eval import features
+    from instil import data
+
+    if arguments.out.suffix != ".safetensors":
+        raise InstilError(f"--out {arguments.out}: expected a file ending in .safetensors")
+    images, held_out = data.load(arguments.data), data.load(arguments.held_out)
+    facts = features.train(images, held_out, arguments.out, arguments.seed)
+    return [{"fact": key, "value": str(value)} for key, value in facts.items()], facts
+
+
+def _device() -> Any:
+    from accelerate import Accelerator
+
+    return Accelerator().device
+
+
+if __name__ == "__main__":
+    sys.exit(main())

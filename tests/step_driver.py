@@ -1,0 +1,67 @@
+"""Trains tiny networks under every setting of the step test and saves them before and after.
+
+Run as a script, by one process or several; not imported.
+"""
+
+import itertools
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from distill.divergences import DMD, IKL, SiD
+from distill.recipe import Recipe
+from distill.trainer import State, train
+from instil.levels import LogNormal
+from instructors.karras import Karras
+from instructors.networks import MLP
+from students.one_step import OneStep
+
+STEPS = 3
+
+
+def network(seed: int) -> Karras:
+    torch.manual_seed(seed)
+    return Karras(MLP(3, width=8, depth=1, classes=2).double(), (3,), 0.01, 20.0, 1.0, classes=2)
+
+
+def main(out: Path) -> None:
+    accelerator = Accelerator(cpu=True)
+    settings = itertools.product((IKL(), DMD(), SiD(alpha=1.2)), (True, False), (1, 4), (1, 3))
+    for divergence, shared, accumulation, updates in settings:
+        own = None if shared else {"kind": "log_normal", "mean": 0.0}
+        recipe = Recipe.model_validate_json(
+            f'{{"name": "step", "instructor": "-", "divergence": {divergence.model_dump_json()}}}'
+        ).replace(
+            levels={"kind": "log_uniform"},
+            fake={"updates": updates, "levels": own, "optimizer": {"lr": 3e-3}},
+            optimizer={"lr": 1e-3, "betas": [0.1, 0.99], "clip": 0.5},
+            train={"steps": STEPS, "batch": 16, "accumulation": accumulation},
+        )
+        assert isinstance(recipe.fake.levels, LogNormal) != shared
+        instructor = network(0).requires_grad_(False)
+        state = State.fresh(OneStep(network(1), 1.5), network(2), recipe)
+        before = {key: value.clone() for key, value in state.student.state_dict().items()}
+        fake_before = {key: value.clone() for key, value in state.fake.state_dict().items()}
+        losses = [report.student_loss for report in train(state, instructor, recipe, accelerator)]
+        if accelerator.is_main_process:
+            name = f"{divergence.kind}-{shared}-{accumulation}-{updates}.pt"
+            torch.save(
+                {
+                    "recipe": recipe.model_dump_json(),
+                    "processes": accelerator.num_processes,
+                    "instructor": instructor.state_dict(),
+                    "before": (before, fake_before),
+                    "after": (state.student.state_dict(), state.fake.state_dict()),
+                    "average": state.averages[0].module.state_dict(),
+                    "losses": losses,
+                },
+                out / name,
+            )
+        accelerator.wait_for_everyone()
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,116 @@
+"""What a user types becomes an instructor, or one sentence."""
+
+import json
+
+import pytest
+import torch
+from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, EDMEulerScheduler
+from safetensors.torch import load_file, save_file
+
+from instil.errors import InstilError
+from instructors.discrete import DiscreteVP
+from instructors.karras import Karras
+from instructors.load import load, zoo
+
+
+def test_embedded_instructors_load_frozen():
+    assert {"digits", "digits-0-4"} <= set(zoo())
+    instructor = load("digits")
+    assert isinstance(instructor.denoiser, Karras)
+    assert instructor.denoiser.shape == (1, 8, 8)
+    assert instructor.denoiser.classes == 10
+    assert load("digits-0-4").denoiser.classes == 5
+    assert not instructor.denoiser.training
+    assert not any(p.requires_grad for p in instructor.denoiser.parameters())
+    assert instructor.card.licence == "apache-2.0"
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_a_saved_pipeline_and_the_layout_of_bare_models(unet, tmp_path, prediction):
+    network, scheduler = unet(channels=3), DDPMScheduler(prediction_type=prediction)
+    DDPMPipeline(network, scheduler).save_pretrained(tmp_path / "pipeline")
+    network.save_pretrained(tmp_path / "root")
+    scheduler.save_pretrained(tmp_path / "root")
+    one, two = load(str(tmp_path / "pipeline")), load(str(tmp_path / "root"))
+    assert isinstance(one.denoiser, DiscreteVP)
+    assert one.denoiser.prediction == prediction
+    noisy, sigma = torch.randn(2, 3, 8, 8), torch.tensor([0.1, 5.0])
+    assert torch.equal(one.denoiser(noisy, sigma), two.denoiser(noisy, sigma))
+    assert one.card.sha256 == two.card.sha256
+
+
+def test_other_schedulers_of_the_same_schedule_are_understood(unet, tmp_path):
+    DDIMPipeline(unet(), DDIMScheduler(beta_schedule="squaredcos_cap_v2")).save_pretrained(tmp_path)
+    expected = DDPMScheduler(beta_schedule="squaredcos_cap_v2").alphas_cumprod
+    found = load(str(tmp_path)).denoiser
+    sigmas = ((1 - expected) / expected).sqrt()
+    torch.testing.assert_close(found.log_sigmas.exp(), sigmas, rtol=1e-4, atol=0)
+
+
+def test_an_existing_folder_wins_over_an_embedded_name(unet, tmp_path, monkeypatch):
+    DDPMPipeline(unet(channels=3), DDPMScheduler()).save_pretrained(tmp_path / "digits")
+    monkeypatch.chdir(tmp_path)
+    assert load("digits").denoiser.shape == (3, 8, 8)
+
+
+def edit(path, **changes):
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | changes))
+
+
+def truncate(folder):
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def drop(folder, name):
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    del tensors[name]
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: edit(f / "unet/config.json", _class_name="VQModel"), "a VQModel is not supp"),
+        (lambda f: edit(f / "unet/config.json", center_input_sample=True), "center_input_sample"),
+        (lambda f: edit(f / "unet/config.json", time_embedding_type="fourier"), "fourier"),
+        (lambda f: (f / "unet/config.json").write_text("{"), "not a JSON file"),
+        (lambda f: (f / "unet/config.json").unlink(), "holds no unet/config.json"),
+        (lambda f: drop(f, "conv_in.bias"), "missing keys: conv_in.bias"),
+        (lambda f: edit(f / "unet/config.json", layers_per_block=2), "weights cannot be loaded"),
+        (lambda f: edit(f / "unet/config.json", block_out_channels=[8, 8]), "weights"),
+        (lambda f: edit(f / "scheduler/scheduler_config.json", prediction_type="flow"), "'flow'"),
+        (
+            lambda f: edit(f / "scheduler/scheduler_config.json", rescale_betas_zero_snr=True),
+            "zero terminal SNR",
+        ),
+        (lambda f: (f / "scheduler/scheduler_config.json").unlink(), "has no scheduler_config"),
+        (
+            lambda f: EDMEulerScheduler(prediction_type="v_prediction").save_pretrained(
+                f / "scheduler"
+            ),
+            "EDMEulerScheduler with prediction type 'v_prediction' is not supported",
+        ),
+        (truncate, "weights cannot be loaded"),
+        (lambda f: (f / "unet/diffusion_pytorch_model.safetensors").unlink(), "cannot be loaded"),
+    ],
+)
+def test_what_is_not_understood_is_refused_by_name(unet, tmp_path, damage, message):
+    DDPMPipeline(unet(), DDPMScheduler()).save_pretrained(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(InstilError, match=message):
+        load(str(tmp_path))
+
+
+@pytest.mark.parametrize("source", ["nothing", "a/b/c", "no-such-user/no-such-model"])
+def test_sources_that_are_nowhere(source):
+    with pytest.raises(InstilError, match=source):
+        load(source)
+
+
+def test_a_file_is_no_instructor(tmp_path):
+    (tmp_path / "model.pkl").write_bytes(b"x")
+    with pytest.raises(InstilError, match="expected the folder of a diffusers model"):
+        load(str(tmp_path / "model.pkl"))

@@ -1,0 +1,88 @@
+"""What is installed, who imports whom, what the documents say."""
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import instil
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ["instil", "instructors", "students", "eval", "distill"]  # each may import what is left
+
+
+def modules(package):
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_imports_run_one_way(package):
+    allowed = set(PACKAGES[: PACKAGES.index(package) + 1])
+    for path in modules(package):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{path}: relative import"
+                names = [node.module or ""]
+            else:
+                continue
+            for name in names:
+                first = name.split(".")[0]
+                assert first != "tests", path
+                assert first not in PACKAGES or first in allowed, f"{path} imports {name}"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_module_says_what_it_is(package):
+    for path in modules(package):
+        assert ast.get_docstring(ast.parse(path.read_text())), path
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_packages_and_their_data_and_nothing_else(tmp_path):
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.split()
+    for name in listed:
+        copy = tmp_path / "source" / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, copy)
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", tmp_path / "source"],
+        check=True,
+        capture_output=True,
+    )
+    (wheel,) = (tmp_path / "source" / "dist").glob("*.whl")
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    assert names == {name for name in listed if name.split("/")[0] in PACKAGES}
+
+
+def test_the_changelog_begins_with_this_version():
+    headings = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert headings[0] == instil.__version__
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_files_the_documents_name_exist(name):
+    text = (ROOT / name).read_text()
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (ROOT / target).exists(), target
+
+
+@pytest.mark.slow
+def test_the_readmes_python_runs(tmp_path, python):
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    script = tmp_path / "readme.py"
+    script.write_text(block)
+    before, after = re.findall(r"[\d.]+", python(script, env={"PYTHONPATH": str(ROOT)}).stdout)[:2]
+    assert float(after) < 0.3 * float(before)

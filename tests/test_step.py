@@ -1,0 +1,126 @@
+"""The step against one reference written as plainly as the paper."""
+
+import pytest
+import torch
+
+from distill.recipe import Recipe
+from instil.draws import Draws
+from instructors.denoiser import class_labels
+from instructors.karras import Karras
+from instructors.networks import MLP
+from students.one_step import OneStep
+
+
+@pytest.fixture(scope="module", params=[1, 2])
+def trained(request, tmp_path_factory):
+    """What `step_driver.py` saved, under one process and two."""
+    import os
+    import subprocess
+    import sys
+    from pathlib import Path
+
+    out = tmp_path_factory.mktemp("steps")
+    root = Path(__file__).parents[1]
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={request.param}"]
+    command = [sys.executable, *(launch if request.param > 1 else []), "tests/step_driver.py", out]
+    env = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "ACCELERATE_USE_CPU": "true",
+        "PYTHONPATH": str(root),
+    }
+    subprocess.run(list(map(str, command)), cwd=root, env=env, check=True, timeout=300)
+    return request.param, out
+
+
+class PlainAdam:
+    """Kingma and Ba 2015, algorithm 1."""
+
+    def __init__(self, parameters, settings):
+        self.p, self.s, self.t = list(parameters), settings, 0
+        self.m = [torch.zeros_like(p) for p in self.p]
+        self.v = [torch.zeros_like(p) for p in self.p]
+
+    def step(self, gradients):
+        norm = torch.sqrt(sum(g.square().sum() for g in gradients))
+        if self.s.clip and norm > self.s.clip:
+            gradients = [g * self.s.clip / (norm + 1e-6) for g in gradients]
+        self.t += 1
+        b1, b2 = self.s.betas
+        for i, (p, g) in enumerate(zip(self.p, gradients, strict=True)):
+            self.m[i] = b1 * self.m[i] + (1 - b1) * g
+            self.v[i] = b2 * self.v[i] + (1 - b2) * g**2
+            m, v = self.m[i] / (1 - b1**self.t), self.v[i] / (1 - b2**self.t)
+            p.data -= self.s.lr * m / (v.sqrt() + self.s.eps)
+
+
+def plain_divergence(kind, x, t, f):
+    """Loss per sample whose gradient with respect to x is the divergence's."""
+    if kind == "ikl":
+        return ((f - t).detach() * x).sum(1)
+    size = (x - t).abs().mean(1).detach()
+    if kind == "dmd":
+        return ((f - t).detach() * x).sum(1) / size
+    return ((t - f) * ((t - x) - 1.2 * (t - f))).sum(1) / size
+
+
+def reference(student, fake, instructor, recipe):
+    """Generate, follow the gap of the scores, denoise; one whole batch, every pass on its own."""
+    student_adam = PlainAdam(student.parameters(), recipe.optimizer)
+    fake_adam = PlainAdam(fake.parameters(), recipe.fake.optimizer)
+    own = recipe.fake.levels
+    for step in range(recipe.train.steps):
+        draws = Draws.of_range(recipe.train.seed, step, 0, recipe.train.batch)
+        c = class_labels(2, draws.integers("label", 2))
+
+        def levels(stream, law, draws=draws):
+            sigma = law.sample(draws.uniform(f"{stream}-sigma"), 0.01, 20.0)
+            return sigma, draws.normal(f"{stream}-noise", (3,), torch.float64)
+
+        def fake_gradient(x, sigma, noise, c=c):
+            loss = fake.weight(sigma) * (
+                fake(x + sigma[:, None] * noise, sigma, c) - x
+            ).square().sum(1)
+            return torch.autograd.grad(loss.mean(), list(fake.parameters()))
+
+        x = student(student.prior(draws), c)
+        sigma, noise = levels("divergence", recipe.levels)
+        noisy = x + sigma[:, None] * noise
+        loss = plain_divergence(
+            recipe.divergence.kind, x, instructor(noisy, sigma, c), fake(noisy, sigma, c)
+        )
+        student_gradient = torch.autograd.grad(loss.mean(), list(student.parameters()))
+        x = x.detach()
+        first = (sigma, noise) if own is None else levels("fake-0", own)
+        first_gradient = fake_gradient(x, *first)
+        student_adam.step(student_gradient)
+        fake_adam.step(first_gradient)
+        for again in range(1, recipe.fake.updates):
+            fake_adam.step(fake_gradient(x, *levels(f"fake-{again}", own or recipe.levels)))
+
+
+def network(state):
+    built = Karras(MLP(3, width=8, depth=1, classes=2).double(), (3,), 0.01, 20.0, 1.0, classes=2)
+    built.load_state_dict(state)
+    return built
+
+
+@pytest.mark.parametrize("updates", [1, 3])
+@pytest.mark.parametrize("accumulation", [1, 4])
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "two_pass"])
+@pytest.mark.parametrize("kind", ["ikl", "dmd", "sid"])
+def test_the_step_is_the_papers(trained, kind, shared, accumulation, updates):
+    processes, folder = trained
+    saved = torch.load(folder / f"{kind}-{shared}-{accumulation}-{updates}.pt")
+    assert saved["processes"] == processes
+    recipe = Recipe.model_validate_json(saved["recipe"])
+    before, fake_before = saved["before"]
+    fake = network(fake_before)
+    student = OneStep(network({k.removeprefix("denoiser."): v for k, v in before.items()}), 1.5)
+    reference(student, fake, network(saved["instructor"]), recipe)
+    for found, expected in zip(saved["after"], (student, fake), strict=True):
+        for key, value in expected.state_dict().items():
+            torch.testing.assert_close(found[key], value, rtol=1e-9, atol=1e-12)
+    moved = (
+        saved["after"][0]["denoiser.network.enter.weight"] - before["denoiser.network.enter.weight"]
+    )
+    assert moved.abs().max() > 1e-4
