@@ -1,6 +1,6 @@
 """What a recipe will cost, before it costs anything."""
 
-from distill.recipe import Recipe
+from distill.recipe import Method, Recipe
 from instructors.load import Instructor
 
 # A backward pass through weights and activations counts as two forwards, one through activations
@@ -8,18 +8,18 @@ from instructors.load import Instructor
 FORWARD, BACKWARD, ACTIVATIONS = 1, 2, 1
 
 
-def forwards_per_update(recipe: Recipe) -> int:
+def forwards_per_update(method: Method) -> int:
     """Network forward-equivalents of one student update.
 
     The authors' loop for IKL spends 9: two generations, two fake forwards, one instructor forward,
     two full backwards.
     """
     student = FORWARD + BACKWARD
-    fake = (FORWARD + BACKWARD) * recipe.fake.updates
+    fake = (FORWARD + BACKWARD) * method.fake.updates
     instructor = FORWARD
-    if recipe.fake.levels is not None:
+    if method.fake.levels is not None:
         fake += FORWARD  # the divergence sees other levels, so the fake is evaluated again
-    if recipe.divergence.jacobian:
+    if method.divergence.jacobian:
         instructor += ACTIVATIONS
         fake += ACTIVATIONS
     return student + instructor + fake

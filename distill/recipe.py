@@ -58,18 +58,31 @@ class Train(Config):
     averages: Annotated[tuple[NonNegativeFloat, ...], Field(min_length=1)] = (10_000.0, 50_000.0)
 
 
-class Recipe(Config):
-    """Everything a distillation depends on.
+class Method(Config):
+    """What the student's weights depend on, beside the networks it starts from.
+
+    Attributes:
+        divergence: What the student minimises.
+        levels: Noise levels of the divergence.
+        optimizer: Of the student.
+        fake: The fake score.
+        train: The loop.
+    """
+
+    divergence: Divergences = SiD()
+    levels: Levels = KarrasUniform(t_min=0.2)
+    optimizer: Adam = Adam()
+    fake: FakeScore = FakeScore()
+    train: Train = Train()
+
+
+class Recipe(Method):
+    """A whole run: a method, what it is applied to, and what is kept of it.
 
     Attributes:
         name: Of the run's folder.
         instructor: As `instructors.load.load` takes it.
         student: What is trained.
-        divergence: What it minimises.
-        levels: Noise levels of the divergence.
-        optimizer: Of the student.
-        fake: The fake score.
-        train: The loop.
         evaluation: How samples are judged.
         output: Folder of all runs.
         log_every: Updates between two lines of numbers.
@@ -82,11 +95,6 @@ class Recipe(Config):
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
     instructor: str
     student: Annotated[OneStep, BeforeValidator(by_kind)] = OneStep()
-    divergence: Divergences = SiD()
-    levels: Levels = KarrasUniform(t_min=0.2)
-    optimizer: Adam = Adam()
-    fake: FakeScore = FakeScore()
-    train: Train = Train()
     evaluation: Protocol = Protocol()
     output: str = "runs"
     log_every: PositiveInt = 50

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from distill.divergences import Divergence
-from distill.recipe import Recipe
+from distill.recipe import Method
 from instil.average import Average
 from instil.draws import Draws
 from instil.errors import InstilError
@@ -44,14 +44,14 @@ class State:
     step: int = 0
 
     @classmethod
-    def fresh(cls, student: Student, fake: Denoiser, recipe: Recipe) -> "State":
+    def fresh(cls, student: Student, fake: Denoiser, method: Method) -> "State":
         """The state before the first update."""
         return cls(
             student,
-            [Average(student, halflife) for halflife in recipe.train.averages],
+            [Average(student, halflife) for halflife in method.train.averages],
             fake,
-            recipe.optimizer.build(student),
-            recipe.fake.optimizer.build(fake),
+            method.optimizer.build(student),
+            method.fake.optimizer.build(fake),
         )
 
     def modules(self) -> dict[str, nn.Module]:
@@ -101,9 +101,9 @@ class _Batch:
 
 
 def train(
-    state: State, instructor: Denoiser, recipe: Recipe, accelerator: Accelerator
+    state: State, instructor: Denoiser, method: Method, accelerator: Accelerator
 ) -> Iterator[Report]:
-    """Alternate updates of student and fake until `recipe.train.steps`.
+    """Alternate updates of student and fake until `method.train.steps`.
 
     Each update: joint passes over the micro-batches, then both optimizers, then the fake's further
     updates on the same samples, then the averages. It yields when `state` may be saved.
@@ -111,14 +111,14 @@ def train(
     Args:
         state: Changed in place.
         instructor: Frozen; never prepared by Accelerate.
-        recipe: Its divergence, levels, optimizers, fake and train sections.
+        method: What the weights depend on.
         accelerator: The only distributed engine.
 
     Yields:
         A report per student update.
     """
-    loop = _Loop(state, instructor, recipe, accelerator)
-    while state.step < recipe.train.steps:
+    loop = _Loop(state, instructor, method, accelerator)
+    while state.step < method.train.steps:
         yield loop.update()
 
 
@@ -130,41 +130,41 @@ class _Loop:
     """
 
     def __init__(
-        self, state: State, instructor: Denoiser, recipe: Recipe, accelerator: Accelerator
+        self, state: State, instructor: Denoiser, method: Method, accelerator: Accelerator
     ) -> None:
-        self.state, self.instructor, self.recipe = state, instructor, recipe
+        self.state, self.instructor, self.method = state, instructor, method
         self.accelerator = accelerator
         self.student: nn.Module = accelerator.prepare_model(state.student)
         self.fake: nn.Module = accelerator.prepare_model(state.fake)
-        self.batch = micro_batch(recipe, accelerator.num_processes)
+        self.batch = micro_batch(method, accelerator.num_processes)
 
     def update(self) -> Report:
-        state, recipe, step = self.state, self.recipe, self.state.step
-        count = recipe.train.accumulation
+        state, method, step = self.state, self.method, self.state.step
+        count = method.train.accumulation
         batches, losses = [], []
         for number in range(count):
             with self._no_sync(number < count - 1):
                 batch, loss = self._joint_pass(number)
             batches.append(batch)
             losses.append(loss)
-        steps = recipe.train.steps
-        student_norm = recipe.optimizer.update(state.student_optimizer, step, steps)
-        fake_norm = recipe.fake.optimizer.update(state.fake_optimizer, step, steps)
-        for again in range(1, recipe.fake.updates):
+        steps = method.train.steps
+        student_norm = method.optimizer.update(state.student_optimizer, step, steps)
+        fake_norm = method.fake.optimizer.update(state.fake_optimizer, step, steps)
+        for again in range(1, method.fake.updates):
             for number, batch in enumerate(batches):
                 with self._no_sync(number < count - 1):
-                    self._fake_pass(batch, recipe.fake.levels or recipe.levels, f"fake-{again}")
-            further = recipe.fake.optimizer.update(state.fake_optimizer, step, steps)
+                    self._fake_pass(batch, method.fake.levels or method.levels, f"fake-{again}")
+            further = method.fake.optimizer.update(state.fake_optimizer, step, steps)
             fake_norm = torch.maximum(fake_norm, further)
         state.step += 1
         for average in state.averages:
-            average.update(state.student, state.step * recipe.train.batch, recipe.train.batch)
+            average.update(state.student, state.step * method.train.batch, method.train.batch)
         student_loss, fake_loss = (torch.stack(parts).mean() for parts in zip(*losses, strict=True))
         return Report(state.step, student_loss, fake_loss, student_norm, fake_norm)
 
     def _joint_pass(self, number: int) -> tuple[_Batch, tuple[Tensor, Tensor]]:
         """Gradients of student and fake on one micro-batch; returns it and both mean losses."""
-        state, recipe, divergence = self.state, self.recipe, self.recipe.divergence
+        state, method, divergence = self.state, self.method, self.method.divergence
         draws = self._draws(number)
         condition = class_labels(
             state.student.classes, draws.integers("label", max(1, state.student.classes))
@@ -173,9 +173,9 @@ class _Loop:
             sample = self.student(state.student.prior(draws), condition)
         batch = _Batch(draws, sample.detach(), condition)
         leaf = batch.sample.clone().requires_grad_(divergence.jacobian)
-        noisy, sigma = self._noised(leaf, draws, recipe.levels, "divergence")
+        noisy, sigma = self._noised(leaf, draws, method.levels, "divergence")
         with self.accelerator.autocast():
-            if recipe.fake.levels is None:  # one forward serves the divergence and the fake's loss
+            if method.fake.levels is None:  # one forward serves the divergence and the fake's loss
                 fake_denoised = self.fake(noisy, sigma, condition)
             else:
                 with torch.set_grad_enabled(divergence.jacobian):
@@ -183,11 +183,11 @@ class _Loop:
             with torch.set_grad_enabled(divergence.jacobian):
                 instructor_denoised = self.instructor(noisy, sigma, condition)
         loss, gradient = _gradient(divergence, leaf, sigma, instructor_denoised, fake_denoised)
-        if recipe.fake.levels is None:
+        if method.fake.levels is None:
             fake_loss = self._fake_backward(fake_denoised, batch.sample, sigma)
         else:
-            fake_loss = self._fake_pass(batch, recipe.fake.levels, "fake-0")
-        scale = len(sample) * recipe.train.accumulation
+            fake_loss = self._fake_pass(batch, method.fake.levels, "fake-0")
+        scale = len(sample) * method.train.accumulation
         self.accelerator.backward(sample, gradient=gradient / scale)
         return batch, (loss.mean(), fake_loss)
 
@@ -201,14 +201,14 @@ class _Loop:
     def _fake_backward(self, denoised: Tensor, sample: Tensor, sigma: Tensor) -> Tensor:
         """Gradient of the denoising loss to the fake's parameters; returns the mean loss."""
         loss = denoising_loss(denoised, sample, self.state.fake.weight(sigma)).mean()
-        self.accelerator.backward(loss / self.recipe.train.accumulation)
+        self.accelerator.backward(loss / self.method.train.accumulation)
         return loss.detach()
 
     def _draws(self, number: int) -> Draws:
         """The random numbers of this process's micro-batch `number`."""
-        block = self.accelerator.process_index * self.recipe.train.accumulation + number
+        block = self.accelerator.process_index * self.method.train.accumulation + number
         return Draws.of_range(
-            self.recipe.train.seed,
+            self.method.train.seed,
             self.state.step,
             block * self.batch,
             self.batch,
@@ -233,19 +233,19 @@ class _Loop:
         return stack
 
 
-def micro_batch(recipe: Recipe, processes: int) -> int:
+def micro_batch(method: Method, processes: int) -> int:
     """Images per micro-batch of one process.
 
     Raises:
         InstilError: The batch does not divide evenly.
     """
-    parts = processes * recipe.train.accumulation
-    if recipe.train.batch % parts:
+    parts = processes * method.train.accumulation
+    if method.train.batch % parts:
         raise InstilError(
-            f"train.batch: {recipe.train.batch} does not divide into {processes} process(es) "
-            f"x {recipe.train.accumulation} micro-batch(es); choose a multiple of {parts}"
+            f"train.batch: {method.train.batch} does not divide into {processes} process(es) "
+            f"x {method.train.accumulation} micro-batch(es); choose a multiple of {parts}"
         )
-    return recipe.train.batch // parts
+    return method.train.batch // parts
 
 
 def _gradient(

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from distill.divergences import DMD, IKL, SiD
-from distill.recipe import Recipe
+from distill.method import Method
 from distill.trainer import State, train
 from instil.levels import LogNormal
 from instructors.karras import Karras
@@ -31,25 +31,23 @@ def main(out: Path) -> None:
     settings = itertools.product((IKL(), DMD(), SiD(alpha=1.2)), (True, False), (1, 4), (1, 3))
     for divergence, shared, accumulation, updates in settings:
         own = None if shared else {"kind": "log_normal", "mean": 0.0}
-        recipe = Recipe.model_validate_json(
-            f'{{"name": "step", "instructor": "-", "divergence": {divergence.model_dump_json()}}}'
-        ).replace(
+        method = Method(divergence=divergence).replace(
             levels={"kind": "log_uniform"},
             fake={"updates": updates, "levels": own, "optimizer": {"lr": 3e-3}},
             optimizer={"lr": 1e-3, "betas": [0.1, 0.99], "clip": 0.5},
             train={"steps": STEPS, "batch": 16, "accumulation": accumulation},
         )
-        assert isinstance(recipe.fake.levels, LogNormal) != shared
+        assert isinstance(method.fake.levels, LogNormal) != shared
         instructor = network(0).requires_grad_(False)
-        state = State.fresh(OneStep(network(1), 1.5), network(2), recipe)
+        state = State.fresh(OneStep(network(1), 1.5), network(2), method)
         before = {key: value.clone() for key, value in state.student.state_dict().items()}
         fake_before = {key: value.clone() for key, value in state.fake.state_dict().items()}
-        losses = [report.student_loss for report in train(state, instructor, recipe, accelerator)]
+        losses = [report.student_loss for report in train(state, instructor, method, accelerator)]
         if accelerator.is_main_process:
             name = f"{divergence.kind}-{shared}-{accumulation}-{updates}.pt"
             torch.save(
                 {
-                    "recipe": recipe.model_dump_json(),
+                    "method": method.model_dump_json(),
                     "processes": accelerator.num_processes,
                     "instructor": instructor.state_dict(),
                     "before": (before, fake_before),

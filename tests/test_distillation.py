@@ -5,7 +5,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from distill.recipe import Recipe
+from distill.recipe import Method
 from distill.trainer import State, train
 from eval.distances import wasserstein2
 from instil.draws import Draws
@@ -57,19 +57,19 @@ class GaussianScore(Denoiser):
         return 1 + sigma**-2
 
 
-def recipe(**changes):
+def method(**changes):
     settings = {
         "optimizer": {"lr": 1e-2, "betas": [0.5, 0.99], "schedule": "linear"},
         "fake": {"optimizer": {"lr": 2e-2, "betas": [0.5, 0.99], "schedule": "linear"}},
         "levels": {"kind": "log_uniform", "sigma_min": 0.05, "sigma_max": 10.0},
         "train": {"steps": 1500, "batch": 256},
     }
-    return Recipe(name="toy", instructor="-").replace(**settings | changes)
+    return Method().replace(**settings | changes)
 
 
 @pytest.mark.parametrize("divergence", ["ikl", "dmd", "sid"])
 def test_a_linear_student_reaches_a_gaussians_mean_and_covariance(divergence):
-    settings = recipe(divergence=divergence)
+    settings = method(divergence=divergence)
     state = State.fresh(Linear(), GaussianScore(), settings)
     for _ in train(state, gaussian(MEAN, COVARIANCE), settings, Accelerator(cpu=True)):
         pass
@@ -87,7 +87,7 @@ def test_a_mixture_with_separated_modes_is_covered(divergence):
     fake = Karras(MLP(2, width=64), (2,), sigma_data=2.0)
     student = OneStep(Karras(MLP(2, width=64), (2,), sigma_data=2.0), sigma=10.0)
     adam = {"lr": 2e-3, "betas": [0.0, 0.99], "schedule": "linear"}
-    settings = recipe(divergence=divergence, optimizer=adam, fake={"updates": 2, "optimizer": adam})
+    settings = method(divergence=divergence, optimizer=adam, fake={"updates": 2, "optimizer": adam})
     state = State.fresh(student, fake, settings)
     for _ in train(state, law, settings, Accelerator(cpu=True)):
         pass

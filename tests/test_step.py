@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from distill.recipe import Recipe
+from distill.method import Method
 from instil.draws import Draws
 from instructors.denoiser import class_labels
 from instructors.karras import Karras
@@ -63,13 +63,13 @@ def plain_divergence(kind, x, t, f):
     return ((t - f) * ((t - x) - 1.2 * (t - f))).sum(1) / size
 
 
-def reference(student, fake, instructor, recipe):
+def reference(student, fake, instructor, method):
     """Generate, follow the gap of the scores, denoise; one whole batch, every pass on its own."""
-    student_adam = PlainAdam(student.parameters(), recipe.optimizer)
-    fake_adam = PlainAdam(fake.parameters(), recipe.fake.optimizer)
-    own = recipe.fake.levels
-    for step in range(recipe.train.steps):
-        draws = Draws.of_range(recipe.train.seed, step, 0, recipe.train.batch)
+    student_adam = PlainAdam(student.parameters(), method.optimizer)
+    fake_adam = PlainAdam(fake.parameters(), method.fake.optimizer)
+    own = method.fake.levels
+    for step in range(method.train.steps):
+        draws = Draws.of_range(method.train.seed, step, 0, method.train.batch)
         c = class_labels(2, draws.integers("label", 2))
 
         def levels(stream, law, draws=draws):
@@ -83,10 +83,10 @@ def reference(student, fake, instructor, recipe):
             return torch.autograd.grad(loss.mean(), list(fake.parameters()))
 
         x = student(student.prior(draws), c)
-        sigma, noise = levels("divergence", recipe.levels)
+        sigma, noise = levels("divergence", method.levels)
         noisy = x + sigma[:, None] * noise
         loss = plain_divergence(
-            recipe.divergence.kind, x, instructor(noisy, sigma, c), fake(noisy, sigma, c)
+            method.divergence.kind, x, instructor(noisy, sigma, c), fake(noisy, sigma, c)
         )
         student_gradient = torch.autograd.grad(loss.mean(), list(student.parameters()))
         x = x.detach()
@@ -94,8 +94,8 @@ def reference(student, fake, instructor, recipe):
         first_gradient = fake_gradient(x, *first)
         student_adam.step(student_gradient)
         fake_adam.step(first_gradient)
-        for again in range(1, recipe.fake.updates):
-            fake_adam.step(fake_gradient(x, *levels(f"fake-{again}", own or recipe.levels)))
+        for again in range(1, method.fake.updates):
+            fake_adam.step(fake_gradient(x, *levels(f"fake-{again}", own or method.levels)))
 
 
 def network(state):
@@ -112,11 +112,11 @@ def test_the_step_is_the_papers(trained, kind, shared, accumulation, updates):
     processes, folder = trained
     saved = torch.load(folder / f"{kind}-{shared}-{accumulation}-{updates}.pt")
     assert saved["processes"] == processes
-    recipe = Recipe.model_validate_json(saved["recipe"])
+    method = Method.model_validate_json(saved["method"])
     before, fake_before = saved["before"]
     fake = network(fake_before)
     student = OneStep(network({k.removeprefix("denoiser."): v for k, v in before.items()}), 1.5)
-    reference(student, fake, network(saved["instructor"]), recipe)
+    reference(student, fake, network(saved["instructor"]), method)
     for found, expected in zip(saved["after"], (student, fake), strict=True):
         for key, value in expected.state_dict().items():
             torch.testing.assert_close(found[key], value, rtol=1e-9, atol=1e-12)
