@@ -1,6 +1,7 @@
 """Measure images or models, and train the offline extractors they are measured with."""
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,8 @@ def main(argv: list[str] | None = None) -> int:
     extractor.set_defaults(run=_extractor)
 
     arguments = parser.parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    arguments.command_line = f"python -m eval {shlex.join(words)}"
     rows, facts = arguments.run(arguments)
     from instil.report import show, write_json
 
@@ -103,6 +106,7 @@ def _measure_images(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _measure_instructor(arguments: argparse.Namespace) -> dict[str, Any]:
+    from eval import card
     from eval.yardstick import Yardstick
     from instructors.load import load
 
@@ -121,7 +125,10 @@ def _measure_instructor(arguments: argparse.Namespace) -> dict[str, Any]:
     yardstick = Yardstick(protocol, instructor, _device())
     facts: dict[str, Any] = {"fd_name": yardstick.name, "nfe": 2 * arguments.steps - 1}
     facts |= yardstick.instructor_figures(record=arguments.record)
-    return facts | yardstick.floor() | {"protocol": yardstick.describe()}
+    facts |= yardstick.floor() | {"protocol": yardstick.describe()}
+    if arguments.record:
+        card.write_figures(instructor.card.folder, facts, arguments.command_line)
+    return facts
 
 
 def _extractor(arguments: argparse.Namespace) -> tuple[list[dict[str, str]], dict[str, Any]]:

@@ -23,6 +23,7 @@ from instructors.load import Instructor
 # for what is never reported (choosing a checkpoint) and for references made of samples.
 QUICK_SEEDS = 10**9
 REFERENCE_SEEDS = 2 * 10**9
+FLOOR_SEEDS = 3 * 10**9
 FIGURES = "figures.json"
 
 
@@ -50,6 +51,7 @@ class Yardstick:
         self.protocol, self.instructor, self.device = protocol, instructor, device
         self.extractor = features.load(protocol.extractor, weights, device.type)
         self.reference = self._reference()
+        self.held_out = self._held_out()
 
     @property
     def name(self) -> str:
@@ -57,15 +59,25 @@ class Yardstick:
         return self.extractor.name
 
     def score(self, sampler: Sampler) -> dict[str, Any]:
-        """Measure a sampler as the protocol says: `{figure: {mean, std, n, seeds}, …}`."""
+        """Measure a sampler as the protocol says.
+
+        Returns:
+            `{figure: {mean, std, n, seeds}, …}`: those of `metrics.measure`, and `fd_matched`, the
+            distance on as many images as the floor is measured on, where there is a floor.
+        """
         count, classes = self.protocol.samples, self.instructor.denoiser.classes
-        found = []
+        floor_n = 0 if self.held_out is None else len(self.held_out)
+        found, matched = [], []
         for block in range(self.protocol.seeds):
             start = block * count
             labels = torch.arange(start, start + count) % classes if classes else None
             pixels = self._generate(sampler, start, count)
             found.append(metrics.measure(pixels, self.reference, labels))
-        return metrics.spread(found, count)
+            if 0 < floor_n <= count:
+                few = metrics.distance(pixels[:floor_n], self.reference)
+                matched.append({"fd_matched": few})
+        result = metrics.spread(found, count)
+        return result | (metrics.spread(matched, floor_n) if matched else {})
 
     def quick(self, sampler: Sampler) -> float:
         """The distance alone, on few samples of seeds that are never reported."""
@@ -74,13 +86,10 @@ class Yardstick:
 
     def floor(self) -> dict[str, Any]:
         """What images of the reference's own law score: `floor` and `floor_n`, None if unknown."""
-        if self.protocol.held_out is not None:
-            pixels = data.load(self.protocol.held_out).pixels
-        elif self.protocol.reference == "instructor":
-            pixels = self._instructor_samples(REFERENCE_SEEDS + 10**8)
-        else:
+        if self.held_out is None:
             return {"floor": None, "floor_n": None}
-        return {"floor": metrics.distance(pixels, self.reference), "floor_n": len(pixels)}
+        distance = metrics.distance(self.held_out, self.reference)
+        return {"floor": distance, "floor_n": len(self.held_out)}
 
     def instructor_figures(self, record: bool = False) -> dict[str, Any]:
         """`score` of the instructor's own sampler, computed once per weights and protocol.
@@ -129,6 +138,14 @@ class Yardstick:
                 f"{reference.images.shape}, the instructor makes {self.instructor.denoiser.shape}"
             )
         return reference
+
+    def _held_out(self) -> Tensor | None:
+        """Images of the reference's own law, or None where there are none."""
+        if self.protocol.held_out is not None:
+            return data.load(self.protocol.held_out).pixels
+        if self.protocol.reference == "instructor":
+            return self._instructor_samples(FLOOR_SEEDS)
+        return None
 
     def _instructor_samples(self, start: int) -> Tensor:
         """A protocol's worth of the instructor's samples, cached."""

@@ -113,10 +113,10 @@ def validate(model: type[C], content: Mapping[str, Any]) -> C:
         InstilError: One line per fault, each with its dotted key and, where one is near, the name
             that was probably meant.
     """
-    defaults = {  # so that `levels.std=1` alone means the default kind with another std
+    defaults = {  # so that `optimizer.lr=1` alone changes nothing else of this recipe's optimizer
         name: field.default.model_dump(mode="json")
         for name, field in model.model_fields.items()
-        if isinstance(field.default, Config) and "kind" in type(field.default).model_fields
+        if isinstance(field.default, Config)
     }
     try:
         # Through JSON, where strictness still reads lists as tuples and strings as paths.

@@ -162,11 +162,17 @@ class Report:
 
 
 def fresh(recipe: TrainRecipe, images: data.Images, device: torch.device) -> State:
-    """The state before the first update: initial weights depend on `recipe.seed` alone."""
+    """The state before the first update: initial weights depend on `recipe.seed` alone.
+
+    Raises:
+        InstilError: The network does not fit the images, or they are all one grey.
+    """
+    sigma_data = round(data.to_float(images.pixels).std().item(), 3)
+    if sigma_data == 0:
+        raise InstilError(f"{images.source}: all pixels are equal, so there is nothing to learn")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         network = recipe.network.build(images.shape, len(images.classes))
-    sigma_data = round(data.to_float(images.pixels).std().item(), 3)
     denoiser = Karras(
         network, images.shape, recipe.sigma_min, recipe.sigma_max, sigma_data, len(images.classes)
     ).to(device)

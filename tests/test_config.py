@@ -6,6 +6,7 @@ from distill.recipe import Recipe
 from instil.config import load_recipe, merge, read_overrides, read_yaml, validate
 from instil.errors import InstilError
 from instil.levels import KarrasUniform, LogNormal
+from instructors.train import TrainRecipe
 
 BASE = {"name": "r", "instructor": "digits"}
 
@@ -76,6 +77,13 @@ def test_overrides_on_top_of_a_recipe():
     assert validate(Recipe, merge(BASE, same_kind)).levels == KarrasUniform(t_min=0.2, rho=3.0)
     by_name = merge({"levels": "log_normal"}, read_overrides(["levels.std=2.0"]))
     assert validate(Recipe, merge(BASE, by_name)).levels == LogNormal(std=2.0)
+
+
+def test_changing_one_key_of_a_section_keeps_the_recipes_own_defaults_for_the_rest():
+    default = TrainRecipe(data="digits")
+    changed = validate(TrainRecipe, {"data": "digits", "optimizer": {"warmup": 7}})
+    assert changed.optimizer == default.optimizer.replace(warmup=7)
+    assert changed.optimizer.schedule == "cosine"
 
 
 @pytest.mark.parametrize("text", ["train.steps", "=3", "a b=1", "a=[1"])

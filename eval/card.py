@@ -1,0 +1,34 @@
+"""Figures in an instructor's model card."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from instil.checkpoint import write_text
+
+HEADING = "## Figures"
+
+
+def write_figures(folder: Path, facts: Mapping[str, Any], command: str) -> None:
+    """Put a table of figures under its heading in `README.md`, replacing an earlier one.
+
+    Args:
+        folder: The instructor's.
+        facts: Figures as `{mean, std, n}`, with `protocol`, `nfe`, `floor` and `floor_n`.
+        command: What reproduces them.
+    """
+    rows = [
+        f"| {key.replace('_', ' ')} | {each['n']} | {each['mean']:.4f} ± {each['std']:.4f} |"
+        for key, each in facts.items()
+        if isinstance(each, Mapping) and "mean" in each
+    ]
+    if facts["floor"] is not None:
+        rows.append(f"| floor of fd: held-out images | {facts['floor_n']} | {facts['floor']:.4f} |")
+    table = "\n".join(["| figure | images | mean ± sd |", "| --- | --- | --- |", *rows])
+    path = folder / "README.md"
+    kept = path.read_text(encoding="utf-8").split(HEADING)[0].rstrip()
+    write_text(
+        path,
+        f"{kept}\n\n{HEADING}\n\n{facts['protocol']}; Heun's method, {facts['nfe']} evaluations an "
+        f"image. `fd matched` is on as many images as the floor.\n\n{table}\n\n`{command}`\n",
+    )

@@ -1,0 +1,60 @@
+"""The embedded instructors are what their cards say."""
+
+import json
+import re
+
+import pytest
+import torch
+
+from eval.images import instructor_sampler
+from eval.protocol import Protocol
+from eval.yardstick import Yardstick
+from instil.config import load_recipe
+from instructors.__main__ import RECIPES
+from instructors.load import ZOO, load, zoo
+from instructors.train import TrainRecipe
+
+REFERENCES = {
+    "digits": ("digits", "digits:held-out"),
+    "digits-0-4": ("digits:0-4", "digits:held-out:0-4"),
+}
+
+
+def test_every_instructor_is_listed_here():
+    assert set(zoo()) == set(REFERENCES)
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_size_and_card(name):
+    folder = ZOO / name
+    assert sum(file.stat().st_size for file in folder.rglob("*")) < 2 * 2**20
+    card = (folder / "README.md").read_text()
+    command = re.search(r"Command: `python -m instructors train (\S+)`", card)[1]
+    recipe = load_recipe(TrainRecipe, command, [], RECIPES)
+    data, seed, steps = recipe.data, recipe.seed, recipe.steps
+    assert data == REFERENCES[name][0]
+    assert f"Data: `{data}`" in card
+    assert f"Seed {seed}; {steps} updates of {recipe.batch} images in" in card
+    assert re.search(r"date 20\d\d-\d\d-\d\d", card)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REFERENCES)
+def test_the_card_is_held_to_its_word(name):
+    reference, held_out = REFERENCES[name]
+    figures = next(iter(json.loads((ZOO / name / "figures.json").read_text()).values()))["figures"]
+    protocol = Protocol(
+        extractor="digits", reference=reference, held_out=held_out, samples=1200, seeds=3
+    )
+    yardstick = Yardstick(protocol, load(name), torch.device("cpu"))
+    found = yardstick.score(instructor_sampler(load(name).denoiser, 18))
+    floor = yardstick.floor()["floor"]
+    assert figures["fd_matched"]["mean"] < 1.5 * floor
+    assert found["fd_matched"]["mean"] < 1.5 * floor
+    for key in ("fd_matched", "precision", "recall", "label_accuracy", "class_tv"):
+        one, two = found[key], figures[key]
+        tolerance = 4 * (one["std"] + two["std"]) + 0.02
+        assert one["mean"] == pytest.approx(two["mean"], abs=tolerance), key
+    assert found["copies"]["mean"] < 0.01
+    card = (ZOO / name / "README.md").read_text()
+    assert f"| fd | 10000 | {figures['fd']['mean']:.4f}" in card
