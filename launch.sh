@@ -47,5 +47,7 @@ if [ "$processes" -gt 1 ] && ! python -c 'import sys, torch; sys.exit(not torch.
     export ACCELERATE_USE_CPU=true OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
     exec torchrun --standalone --nproc_per_node "$processes" -m distill "$@"
 fi
+cores="$(getconf _NPROCESSORS_ONLN)" # small networks gain nothing from more than a few
 exec accelerate launch --num_processes "$processes" --num_machines 1 --mixed_precision no \
-    --dynamo_backend no --num_cpu_threads_per_process "${OMP_NUM_THREADS:-1}" -m distill "$@"
+    --dynamo_backend no --num_cpu_threads_per_process "${OMP_NUM_THREADS:-$((cores < 4 ? cores : 4))}" \
+    -m distill "$@"

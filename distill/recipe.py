@@ -48,6 +48,7 @@ class Train(Config):
         precision: Autocast of the networks; None takes what `accelerate launch` was told.
         seed: Of every random number.
         averages: Half-lives, in images, of the averages of the student that are kept.
+        rampup: A half-life is at most this fraction of the images seen so far.
     """
 
     steps: PositiveInt = 2_000
@@ -56,6 +57,7 @@ class Train(Config):
     precision: Literal["no", "bf16"] | None = None
     seed: Annotated[int, Field(ge=0)] = 0
     averages: Annotated[tuple[NonNegativeFloat, ...], Field(min_length=1)] = (10_000.0, 50_000.0)
+    rampup: PositiveFloat = 0.05
 
 
 class Method(Config):

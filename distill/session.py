@@ -197,10 +197,15 @@ def show_report(report: dict[str, Any]) -> None:
         if name:
             found = report[who]
             row[name] = f"{found['fd']['mean']:.3f} ± {found['fd']['std']:.3f}"
+            if "fd_matched" in found:
+                row[f"at n={report['floor_n']}"] = f"{found['fd_matched']['mean']:.3f}"
             for key in ("precision", "recall", "copies"):
                 row[key] = f"{found[key]['mean']:.3f}" if key in found else "-"
             row["images/s"] = f"{found['images_per_second']:,.0f}"
         rows.append(row)
+    if name and report["floor"] is not None:
+        floor = dict.fromkeys(rows[0], "") | {"": "floor: held-out images"}
+        rows.append(floor | {f"at n={report['floor_n']}": f"{report['floor']:.3f}"})
     show(f"\n{report['protocol']}", rows)
     facts = [
         f"{report['seconds']:.0f} s",
@@ -209,6 +214,4 @@ def show_report(report: dict[str, Any]) -> None:
     ]
     if name:
         facts.insert(0, f"student / instructor {report['ratio']:.2f}")
-        if report["floor"] is not None:
-            facts.insert(1, f"floor {report['floor']:.3f} (n={report['floor_n']})")
     print("  ·  ".join(facts))  # noqa: T201, the last line of the table

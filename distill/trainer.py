@@ -48,7 +48,7 @@ class State:
         """The state before the first update."""
         return cls(
             student,
-            [Average(student, halflife) for halflife in method.train.averages],
+            [Average(student, half, method.train.rampup) for half in method.train.averages],
             fake,
             method.optimizer.build(student),
             method.fake.optimizer.build(fake),

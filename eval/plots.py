@@ -12,22 +12,27 @@ def run_curves(records: Sequence[Mapping[str, Any]], report: Mapping[str, Any], 
 
     Args:
         records: Of `metrics.jsonl`: losses, or under `fd` a mapping of averages to distances.
-        report: The final report; its instructor's distance is drawn as a line.
+        report: The final report; its instructor's quick distance is drawn as a line.
         path: The PNG to write.
     """
     losses = [record for record in records if "fd" not in record]
     distances = [record for record in records if "fd" in record]
-    figure = Figure(figsize=(5.5 * (1 + bool(distances)), 3.6), layout="constrained")
-    axes = figure.subplots(1, 1 + bool(distances), squeeze=False)[0]
-    for key in sorted({key for record in losses for key in record} - {"step", "images_per_second"}):
-        axes[0].plot([r["step"] for r in losses], [r[key] for r in losses], label=key)
-    axes[0].set(xlabel="student updates", ylabel="loss", yscale="log")
-    axes[0].legend()
+    panels = 2 + bool(distances)
+    figure = Figure(figsize=(4.4 * panels, 3.4), layout="constrained")
+    axes = figure.subplots(1, panels)
+    for axis, key, title in zip(
+        axes,
+        ("student", "fake"),
+        ("loss of the student", "denoising loss of the fake"),
+        strict=False,
+    ):
+        axis.plot([r["step"] for r in losses], [r[key] for r in losses])
+        axis.set(xlabel="student updates", title=title)
     if distances:
         for name in distances[-1]["fd"]:
             steps, values = [r["step"] for r in distances], [r["fd"][name] for r in distances]
-            axes[1].plot(steps, values, marker=".", label=f"average over {name} images")
-        axes[1].axhline(report["instructor"]["fd"]["mean"], color="grey", label="instructor")
-        axes[1].set(xlabel="student updates", ylabel=report["fd_name"], yscale="log")
-        axes[1].legend()
-    figure.savefig(path, dpi=120)
+            axes[2].plot(steps, values, marker=".", label=f"average over {name} images")
+        axes[2].axhline(report["instructor"]["quick"], color="grey", label="instructor")
+        axes[2].set(xlabel="student updates", title=report["fd_name"], yscale="log")
+        axes[2].legend()
+    figure.savefig(path, dpi=110)

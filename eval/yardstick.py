@@ -92,19 +92,22 @@ class Yardstick:
         return {"floor": distance, "floor_n": len(self.held_out)}
 
     def instructor_figures(self, record: bool = False) -> dict[str, Any]:
-        """`score` of the instructor's own sampler, computed once per weights and protocol.
+        """`score` of the instructor's own sampler, and its `quick` distance under that name.
+
+        Computed once per weights and protocol.
 
         Args:
             record: Keep it in the instructor's folder, not in the user's cache.
         """
-        key = self._key("score")
+        key = self._key("figures")
         shipped = self.instructor.card.folder / FIGURES
         cache = shipped if record else cache_folder() / FIGURES
         for known in (_read(shipped), _read(cache)):
             if key in known:
                 return known[key]["figures"]
         steps = self.protocol.instructor_steps
-        figures = self.score(instructor_sampler(self.instructor.denoiser, steps))
+        sampler = instructor_sampler(self.instructor.denoiser, steps)
+        figures = self.score(sampler) | {"quick": self.quick(sampler)}
         cache.parent.mkdir(parents=True, exist_ok=True)
         about = {"protocol": self.describe(), "nfe": 2 * steps - 1, "environment": environment()}
         write_json(cache, _read(cache) | {key: about | {"figures": figures}})
@@ -172,9 +175,11 @@ class Yardstick:
             "steps": self.protocol.instructor_steps,
             "samples": self.protocol.samples,
         }
-        if purpose == "score":
+        if purpose == "figures":
             facts |= {
                 "seeds": self.protocol.seeds,
+                "quick_samples": self.protocol.quick_samples,
+                "held_out": self.protocol.held_out,
                 "extractor": self.name,
                 "reference": self.reference.name,
             }

@@ -87,6 +87,7 @@ class Draws:
         """(B, *shape) int64, uniform on 0, …, `high` - 1."""
         return (self.uniform(stream, shape) * high).long()
 
-    def one_seed(self) -> int:
-        """A seed for a library's own generator: one per step and first sample of the batch."""
-        return int(self._bits("seed", 1)[0].item()) & 0x7FFFFFFF
+
+def library_seed(*parts: int) -> int:
+    """A seed for a library that knows only its own generator, such as torch's dropout."""
+    return zlib.crc32(repr(parts).encode())

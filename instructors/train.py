@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from instil import data
 from instil.average import Average
 from instil.config import Config
-from instil.draws import Draws
+from instil.draws import Draws, library_seed
 from instil.errors import InstilError
 from instil.levels import Levels, LogNormal
 from instil.optimizer import Adam
@@ -202,7 +202,8 @@ def train(
     while state.step < recipe.steps:
         start = accelerator.process_index * size
         draws = Draws.of_range(recipe.seed, state.step, start, size, device)
-        torch.manual_seed(draws.one_seed())  # of dropout, which knows no other generator
+        # of dropout alone
+        torch.manual_seed(library_seed(recipe.seed, state.step, accelerator.process_index))
         rows = draws.integers("row", len(images))
         clean = data.to_float(pixels[rows])
         if recipe.flip:

@@ -288,3 +288,45 @@ def test_as_typed_by_somebody_who_knows_accelerate(tiny, tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert "student / instructor" in done.stdout
+
+
+@pytest.fixture
+def launch():
+    """Run launch.sh in the environment of the tests."""
+
+    def run(*words, **env):
+        return subprocess.run(
+            ["bash", str(ROOT / "launch.sh"), *words],
+            env=os.environ | {"VIRTUAL_ENV": sys.prefix} | env,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    return run
+
+
+def test_launch_refuses_a_wrong_key_before_anything_slow(launch):
+    done = launch("digits", "train.stepz=3")
+    assert done.returncode == 2
+    assert done.stderr == "error: train.stepz: unknown key; did you mean train.steps?\n"
+
+
+@pytest.mark.slow
+def test_launch_starts_as_many_processes_as_it_is_told(launch, tiny):
+    done = launch(*tiny, NUM_PROCESSES="2")
+    assert done.returncode == 0, done.stderr
+    assert "2 process(es)" in done.stderr
+    assert "student / instructor" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_demo_comes_near_its_instructor_early(tmp_path):
+    words = ["train.steps=200", "evaluation.every=200", "evaluation.samples=2000"]
+    assert main([*words, "evaluation.seeds=1", f"output={tmp_path}"]) == 0
+    report = json.loads((tmp_path / "digits" / "report.json").read_text())
+    lines = (tmp_path / "digits" / "metrics.jsonl").read_text().splitlines()
+    start = next(json.loads(line)["fd"] for line in lines if '"fd"' in line)
+    assert report["student"]["fd"]["mean"] < 0.1 * min(start.values())
+    assert report["student"]["label_accuracy"]["mean"] > 0.9
+    assert report["student"]["copies"]["mean"] < 0.01
