@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from distill.divergences import DMD, IKL, SiD
-from distill.method import Method
+from distill.recipe import Method
 from distill.trainer import State, train
 from instil.levels import LogNormal
 from instructors.karras import Karras

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from distill.method import Method
+from distill.recipe import Method
 from instil.draws import Draws
 from instructors.denoiser import class_labels
 from instructors.karras import Karras
