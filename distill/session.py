@@ -87,7 +87,7 @@ def session(recipe: Recipe, resume: str | None = None) -> dict[str, Any]:
                 watch.look(report.step)
     seconds = time.perf_counter() - began
     found = run.on_main(accelerator, lambda: watch.finish(seconds, accelerator))
-    accelerator.end_training()
+    run.finish(accelerator)
     return found
 
 

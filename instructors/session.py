@@ -79,5 +79,5 @@ def session(recipe: TrainRecipe, resume: str | None, command: str) -> Path:
     }
     folder = this.folder / "instructor"
     run.on_main(accelerator, lambda: save_pipeline(denoiser, folder, CARD.format(**about)))
-    accelerator.end_training()
+    run.finish(accelerator)
     return folder

@@ -14,6 +14,7 @@ from distill.divergences import DMD, IKL, SiD
 from distill.recipe import Method
 from distill.trainer import State, train
 from instil.levels import LogNormal
+from instil.run import finish
 from instructors.karras import Karras
 from instructors.networks import MLP
 from students.one_step import OneStep
@@ -58,7 +59,7 @@ def main(out: Path) -> None:
                 out / name,
             )
         accelerator.wait_for_everyone()
-    accelerator.end_training()
+    finish(accelerator)
 
 
 if __name__ == "__main__":

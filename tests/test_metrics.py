@@ -176,7 +176,7 @@ def test_the_instructors_own_figures_are_computed_once(monkeypatch, extractor):
     )
     yardstick = Yardstick(protocol, load("digits"), torch.device("cpu"))
     first = yardstick.instructor_figures()
-    assert first["n"] == 100
+    assert first["fd"]["n"] == 100
     floor = yardstick.floor()
     assert floor["floor_n"] == 100
     monkeypatch.setattr(yardstick, "score", None)  # would fail if called again
