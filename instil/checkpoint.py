@@ -152,7 +152,7 @@ def compare(source: str, found: Mapping[str, Tensor], expected: Mapping[str, Ten
     """
     faults = [f"missing {name}" for name in expected if name not in found]
     faults += [f"unexpected {name}" for name in found if name not in expected]
-    for name in expected.keys() & found.keys():
+    for name in (name for name in expected if name in found):
         got, want = found[name], expected[name]
         if got.shape != want.shape or got.dtype != want.dtype:
             faults.append(
