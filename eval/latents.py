@@ -220,7 +220,7 @@ def angle_score_error(
     s, angles = _squares(sigma)[:, None], angles.double()
     along = torch.full_like(angles, signal + noise)
     apart = _shrunk(along, s) - _shrunk(signal * angles.cos() ** 2 + noise, s)
-    ambient = (features - len(angles)) * _shrunk(torch.tensor([noise]).double(), s)
+    ambient = (features - len(angles)) * _shrunk(torch.tensor([noise], dtype=torch.float64), s)
     return apart.sum(1) / s[:, 0] ** 2, ambient[:, 0] / s[:, 0] ** 2
 
 
@@ -292,7 +292,9 @@ def shared_dimension(
     prices = []
     for covariance, floor in zip((source, target), noise, strict=True):
         whole = variance_kl(torch.linalg.eigvalsh(covariance), s).sum()
-        ambient = (len(covariance) - sizes) * variance_kl(torch.tensor(floor).double(), s)
+        ambient = (len(covariance) - sizes) * variance_kl(
+            torch.tensor(floor, dtype=torch.float64), s
+        )
         prices.append(whole - _nested_kl(basis.mT @ covariance @ basis, s) - ambient)
     within = (torch.maximum(*prices) <= nats).nonzero()
     return SharedDimension(int(sizes[within[0]]) if len(within) else None, *prices)

@@ -166,8 +166,8 @@ def test_the_integral_to_infinity_of_two_gaussians_is_closed(cloud):
 
 @pytest.mark.parametrize("horizon", [0.5, 1.5, 5.0, 50.0, 5000.0])
 def test_the_gap_bounds_what_a_reverse_sde_generates(horizon):
-    """Identity (4) on Gaussians, where the linear SDE is solved: data N(m, l), model N(n, k)."""
-    m, l, n, k, low = 0.7, 1.5, 0.2, 0.9, 0.05
+    """Identity (4) on Gaussians, where the linear SDE is solved: data N(m, v), model N(n, k)."""
+    m, v, n, k, low = 0.7, 1.5, 0.2, 0.9, 0.05
     t, e = horizon**2, low**2
 
     def normal_kl(mean, var, mean2, var2):
@@ -175,14 +175,14 @@ def test_the_gap_bounds_what_a_reverse_sde_generates(horizon):
 
     shrink = (k + e) / (k + t)  # of a deviation on the way from T down to e
     generated = (n + shrink * (0 - n), (k + e) + shrink**2 * (t - (k + t)))
-    exact = normal_kl(m, l + e, *generated)
+    exact = normal_kl(m, v + e, *generated)
     sigmas = torch.logspace(math.log10(low), math.log10(horizon), 4000, dtype=torch.float64)
     sigmas[0], sigmas[-1] = low, horizon
     s = sigmas**2
-    # D - D* is linear: at x_s = m + y, y ~ N(0, l + s)
-    slope, constant = k / (k + s) - l / (l + s), (1 - k / (k + s)) * (n - m)
-    curve = (slope**2 * (l + s) + constant**2).expand(2, -1)
-    bound = normal_kl(m, l + t, 0, t) + integrate_gap(LossCurve(sigmas, curve, "exact")).value
+    # D - D* is linear: at x_s = m + y, y ~ N(0, v + s)
+    slope, constant = k / (k + s) - v / (v + s), (1 - k / (k + s)) * (n - m)
+    curve = (slope**2 * (v + s) + constant**2).expand(2, -1)
+    bound = normal_kl(m, v + t, 0, t) + integrate_gap(LossCurve(sigmas, curve, "exact")).value
     assert bound >= exact - 1e-6
     if horizon > 1000:  # D is the denoiser of a law: the bound is attained
         assert bound == pytest.approx(exact, rel=1e-3)
