@@ -159,7 +159,7 @@ class Decision:
     """Which arm to take, and by how much.
 
     Attributes:
-        choice: The first of reuse, mix, relearn that is not clearly dearer than the cheapest.
+        choice: The arm to take.
         cheapest: The arm of the least mean price.
         prices: Of every arm.
         excess: What every arm costs beyond the cheapest, with the error of the paired difference.
@@ -171,16 +171,20 @@ class Decision:
     excess: dict[str, Estimate]
 
 
-def decide(nats: Mapping[str, Tensor]) -> Decision:
-    """Take the cheapest arm; of those within two standard errors of it, the least work.
+def decide(nats: Mapping[str, Tensor], tolerance: float = 0.0) -> Decision:
+    """Take the least work that is not clearly dearer than the cheapest, or clearly cheap enough.
+
+    Clearly means by more than two standard errors.
 
     Args:
         nats: (N,) held-out price of every arm, least work first, the same samples in each.
+        tolerance: A price below which no cheaper arm is looked for.
     """
     prices = {arm: Estimate.of(each) for arm, each in nats.items()}
     cheapest = min(prices, key=lambda arm: prices[arm].value)
     excess = {arm: Estimate.of(each - nats[cheapest]) for arm, each in nats.items()}
-    choice = next(arm for arm in nats if not excess[arm].clear)
+    cheap = {arm: each.value + 2 * each.stderr <= tolerance for arm, each in prices.items()}
+    choice = next(arm for arm in nats if cheap[arm] or not excess[arm].clear)
     return Decision(choice, cheapest, prices, excess)
 
 
@@ -272,10 +276,10 @@ def shared_size(
         target: Likewise.
         sigma: Noise level at which the price counts.
         nats: Tolerance.
-        most: Largest size tried, where the samples allow it.
+        most: Largest size tried, where the samples allow it; the whole space is none.
     """
     features = source[0][0].numel()
-    most = min(most, features, len(source[0]) + len(target[0]) - 1)
+    most = min(most, features - 1, len(source[0]) + len(target[0]) - 1)
     space = principal_space([source[0], target[0]], most)
     found = [nested_prices(space, *domain, sigma) for domain in (source, target)]
     means = [each.mean(0) for each in found]
