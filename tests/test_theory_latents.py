@@ -17,6 +17,7 @@ def test_linear_spaces(number, scale):
 
 def test_the_law_in_angles_has_its_slopes():
     facts = experiments()["001.1"].run(1)[1]
+    assert facts["holds"]
     assert facts["worst"] < 0.03
     assert facts["slopes"]["in sin(angle)"] == pytest.approx(2, abs=0.02)
 
