@@ -268,7 +268,8 @@ def local_angles(
         length = apart.square().sum()
         lengths.append(length)
         missed.append(length - (tangent.mT @ apart).square().sum())
-        angles.append(principal_angles(_span(apart), tangent))
+        flat_there = not tangent.shape[1]  # a decoder that is constant around here
+        angles.append(torch.empty(0) if flat_there else principal_angles(_span(apart), tangent))
     total, lost = torch.stack(lengths), torch.stack(missed)
     share = (lost.sum() / total.sum()).item()
     # the error of a ratio of sums, to first order

@@ -186,17 +186,28 @@ def autoencoder_report(
     sigmas = sigma * SPAN
     ambient = cross_entropy(fit_gaussian(floats(train)), held_out, sigmas)
     prices = {"reuse": cross_entropy(fit_gaussian(rec), held_out, sigmas) - ambient}
+    losses = {"reuse": residuals(held_out, rec_held_out)}
     if dim < min(features, len(train), DENSE + 1):
-        law = reuse.latent_gaussian(reuse.principal_space([train], dim), train)
+        space = reuse.principal_space([train], dim)
+        law = reuse.latent_gaussian(space, train)
         prices["relearn"] = cross_entropy(law, held_out, sigmas) - ambient
+        losses["relearn"] = space.squares(held_out) - space.encode(held_out).square().sum(1)
     decision = reuse.decide({arm: each[:, HERE] for arm, each in prices.items()}, nats)
     within = reuse.sigma_within(sigmas, prices["reuse"].mean(0), nats)
-    lost = residuals(held_out, rec_held_out)
+    lost = losses["reuse"]
+    verdict = _verdict(decision, dim, sigma, within, nats)
+    # Linear denoisers see covariances only: say so where reconstructions alone speak against them.
+    bounds = {arm: each.mean().item() / (2 * sigma**2) for arm, each in losses.items()}
+    nearest = min(bounds, key=lambda arm: bounds[arm])
+    verdict["least_bound"] = nearest
+    if nearest != decision.cheapest:
+        costs = " and ".join(f"{arm} {bound:.3g}" for arm, bound in bounds.items())
+        verdict["sentence"] += f"; the bounds ({costs}) rank them the other way round"
     local = local_angles(autoencoder, train, device=device)
     shared = reuse.shared_size(domains.source_parts, domains.target_parts, sigma, nats)
     facts = {
         "autoencoder": name,
-        "verdict": _verdict(decision, dim, sigma, within, nats),
+        "verdict": verdict,
         "prices": {
             "sigmas": sigmas.tolist(),
             "arms": {arm: _curve(each) for arm, each in prices.items()},

@@ -11,6 +11,8 @@ from diffusers import AutoencoderTiny
 from PIL import Image
 
 from eval.__main__ import main
+from eval.autoencoders import Autoencoder
+from eval.latent_report import Domains, autoencoder_report
 from instil import data
 from instil.draws import Draws
 
@@ -106,6 +108,24 @@ def test_an_autoencoder_that_ruins_images_is_not_reused(files, tmp_path):
     tolerance = facts["reconstruction"]["reuse_sigma"]["tolerance"]
     assert tolerance == pytest.approx((lost["mean"] / 2) ** 0.5)
     assert 0 < facts["angles"]["outside"] < 1
+    # 16 values in 16 latents: principal directions would lose nothing, but they are the whole space
+    assert set(facts["prices"]["arms"]) == {"reuse"}
+
+
+def test_bounds_that_contradict_the_price_are_named(files):
+    """An autoencoder that gives a wrong image of the right law: no price, but a bound."""
+    domains = Domains.of(data.load(files["source"]), data.load(files["tilted"]), 0)
+    bank = data.to_float(planes(900, 7, [0.9, 1.2, 1.4])).flatten(1)
+
+    def decode(latent):  # looks images up by two of their pixels, not those encoded
+        near = -1e3 * (latent[:, None] - bank[:, 14:]).square().sum(2)
+        return (near.softmax(1) @ bank).view(-1, 1, 4, 4)
+
+    swapped = Autoencoder(lambda x: x.flatten(1)[:, :2], decode)
+    facts = autoencoder_report(domains, swapped, "swapped", 0.1, 1.0, torch.device("cpu"))
+    assert facts["verdict"]["cheapest"] == "reuse"
+    assert facts["verdict"]["least_bound"] == "relearn"
+    assert "rank them the other way round" in facts["verdict"]["sentence"]
 
 
 @pytest.mark.parametrize(
