@@ -9,6 +9,7 @@ from eval.protocol import Protocol
 from instil.config import Config, by_kind
 from instil.levels import KarrasUniform, Levels
 from instil.optimizer import Adam
+from instructors.conditioning import Blending, Conditioning
 
 
 class OneStep(Config):
@@ -30,12 +31,21 @@ class FakeScore(Config):
             noise.
         levels: Noise levels of its training. None shares levels, noise and forward pass with the
             divergence, which saves a forward.
+        guidance: Scale of classifier-free guidance on the fake in the divergence, 1 for none.
+        drop: With guidance, the fraction of its training under the null condition.
         optimizer: Of the fake score.
     """
 
     updates: PositiveInt = 1
     levels: Levels | None = None
+    guidance: NonNegativeFloat = 1.0
+    drop: Annotated[float, Field(ge=0, le=1)] = 0.1
     optimizer: Adam = Adam()
+
+    @property
+    def shared(self) -> bool:
+        """Whether one forward serves the divergence and the fake's own training."""
+        return self.levels is None and self.guidance == 1
 
 
 class Train(Config):
@@ -87,7 +97,10 @@ class Recipe(Method):
 
     Attributes:
         name: Of the run's folder.
-        instructor: As `instructors.load.load` takes it.
+        instructor: As `instructors.load.load` takes it; fake and student are copies of it.
+        side: Height and width of its samples, for networks that take any; None for its own.
+        conditioning: What it is asked for.
+        blend: Further instructors.
         student: What is trained.
         evaluation: How samples are judged.
         output: Folder of all runs.
@@ -100,6 +113,9 @@ class Recipe(Method):
 
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
     instructor: str
+    side: PositiveInt | None = None
+    conditioning: Conditioning = Conditioning()
+    blend: Blending | None = None
     student: Annotated[OneStep, BeforeValidator(by_kind)] = OneStep()
     evaluation: Protocol = Protocol()
     output: str = "runs"

@@ -16,6 +16,7 @@ from eval.images import Sampler, generate, instructor_sampler, student_sampler
 from eval.plots import run_curves
 from eval.yardstick import QUICK_SEEDS, Yardstick
 from instil import run
+from instil.errors import InstilError
 from instil.report import (
     environment,
     note,
@@ -25,7 +26,8 @@ from instil.report import (
     show,
     write_json,
 )
-from instructors.load import Instructor, load
+from instructors.load import Instructor
+from instructors.prepare import prepare
 from students.export import export
 from students.one_step import OneStep
 from students.student import Student
@@ -41,6 +43,22 @@ def build(recipe: Recipe, instructor: Instructor) -> State:
     """
     student = OneStep(full_copy(instructor.denoiser), recipe.student.sigma)
     return State.fresh(student, full_copy(instructor.denoiser), recipe)
+
+
+def prepared(recipe: Recipe, device: torch.device) -> Instructor:
+    """The recipe's instructor.
+
+    Raises:
+        InstilError: The recipe does not fit it, or its samples cannot be seen.
+    """
+    found = prepare(recipe.instructor, recipe.conditioning, recipe.blend, recipe.side, device)
+    channels, *_ = found.codec.image_shape(found.denoiser.shape)
+    if channels not in (1, 3):
+        raise InstilError(
+            f"{recipe.instructor}: samples of {channels} channels are no images, and there is no "
+            "vae/ beside the network; expected a whole pipeline"
+        )
+    return found
 
 
 def session(recipe: Recipe, resume: str | None = None) -> dict[str, Any]:
@@ -62,8 +80,7 @@ def session(recipe: Recipe, resume: str | None = None) -> dict[str, Any]:
     micro_batch(recipe, accelerator.num_processes)
     resolved = recipe.train.replace(precision=accelerator.mixed_precision)
     recipe = recipe.replace(train=resolved.model_dump(mode="json"))
-    instructor = load(recipe.instructor)
-    instructor.denoiser.to(device)
+    instructor = prepared(recipe, device)
     state = build(recipe, instructor)
     yardstick = None
     if main and recipe.evaluation.extractor:
@@ -81,7 +98,8 @@ def session(recipe: Recipe, resume: str | None = None) -> dict[str, Any]:
     began = time.perf_counter()
     if state.step == 0 and main:
         watch.look(0)
-    for report in this.follow(train(state, instructor.denoiser, recipe, accelerator)):
+    reports = train(state, instructor.denoiser, recipe, accelerator, instructor.prior)
+    for report in this.follow(reports):
         if main:
             with this.monitor.paused():
                 watch.look(report.step)
@@ -105,8 +123,10 @@ class _Watch:
         self.recipe, self.state, self.instructor = recipe, state, instructor
         self.yardstick, self.run = yardstick, this
         self.device = next(state.student.parameters()).device
-        steps = recipe.evaluation.instructor_steps
-        self.instructor_sampler = instructor_sampler(instructor.denoiser, steps)
+        self.prior, self.codec = instructor.prior, instructor.codec
+        self.instructor_sampler = instructor_sampler(
+            instructor.denoiser, recipe.evaluation.instructor_steps, self.prior, self.codec
+        )
         self.instructor_sheet = self._sheet(self.instructor_sampler)
 
     def look(self, step: int) -> None:
@@ -122,14 +142,15 @@ class _Watch:
         """Choose an average, measure it on fresh seeds, export it, and say so in a table."""
         recipe, folder, yardstick = self.recipe, self.run.folder, self.yardstick
         chosen, student = self._choose()
-        sampler = student_sampler(student)
+        sampler = self._sampler(student)
+        evaluations = self.instructor.denoiser.evaluations
         report: dict[str, Any] = {
-            "instructor": {"nfe": 2 * recipe.evaluation.instructor_steps - 1},
+            "instructor": {"nfe": (2 * recipe.evaluation.instructor_steps - 1) * evaluations},
             "student": {"nfe": student.nfe, "average": chosen},
             "fd_name": yardstick.name if yardstick else None,
             "protocol": yardstick.describe() if yardstick else "nothing measured: no extractor",
             "seconds": round(seconds, 1),
-            "forwards_per_update": forwards_per_update(recipe),
+            "forwards_per_update": forwards_per_update(recipe, evaluations),
             "processes": accelerator.num_processes,
             "peak_memory_bytes": peak_memory_bytes(),
             "environment": environment(),
@@ -144,7 +165,7 @@ class _Watch:
         write_json(folder / "report.json", report)
         self._picture(student, folder / "samples" / "final.png")
         run_curves(self.run.monitor.records(), report, folder / "curves.png")
-        export(student, folder / "student", self._card(report))
+        export(student, folder / "student", self._card(report), self.instructor.card.folder)
         show_report(report)
         note(f"student: {folder / 'student'}   pictures: {folder / 'samples'}")
         return report
@@ -160,18 +181,23 @@ class _Watch:
 
     def _quick(self, yardstick: Yardstick) -> dict[str, float]:
         return {
-            f"{average.halflife_images:g}": yardstick.quick(student_sampler(average.module))
+            f"{average.halflife_images:g}": yardstick.quick(self._sampler(average.module))
             for average in self.state.averages
         }
 
+    def _sampler(self, student: Student) -> Sampler:
+        return student_sampler(student, self.prior, self.codec)
+
     def _sheet(self, sampler: Sampler) -> torch.Tensor:
-        pixels = generate(sampler, QUICK_SEEDS, COLUMNS * ROWS, self.device, COLUMNS * ROWS)
+        batch = min(COLUMNS * ROWS, self.recipe.evaluation.batch)
+        pixels = generate(sampler, QUICK_SEEDS, COLUMNS * ROWS, self.device, batch)
         return sheet(pixels, COLUMNS)
 
     def _picture(self, student: Any, path: Path) -> None:
         """Instructor on the left, student on the right, from the same seeds."""
-        sheets = [self.instructor_sheet, self._sheet(student_sampler(student))]
-        save_picture(sheets, path, zoom=max(1, 32 // student.shape[-1]))
+        sheets = [self.instructor_sheet, self._sheet(self._sampler(student))]
+        side = self.codec.image_shape(student.shape)[-1]
+        save_picture(sheets, path, zoom=max(1, 32 // side))
 
     def _card(self, report: dict[str, Any]) -> dict[str, Any]:
         card = self.instructor.card

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from eval import features, metrics
 from eval.images import Sampler, generate, instructor_sampler
 from eval.protocol import Protocol
 from instil import data
+from instil.cache import cache_folder
 from instil.errors import InstilError
 from instil.report import environment, write_json
 from instructors.load import Instructor
@@ -25,11 +25,6 @@ QUICK_SEEDS = 10**9
 REFERENCE_SEEDS = 2 * 10**9
 FLOOR_SEEDS = 3 * 10**9
 FIGURES = "figures.json"
-
-
-def cache_folder() -> Path:
-    """Where figures and samples of instructors are kept between runs."""
-    return Path(os.environ.get("INSTIL_CACHE", Path.home() / ".cache" / "instil"))
 
 
 class Yardstick:
@@ -106,12 +101,17 @@ class Yardstick:
             if key in known:
                 return known[key]["figures"]
         steps = self.protocol.instructor_steps
-        sampler = instructor_sampler(self.instructor.denoiser, steps)
+        sampler = self.sampler()
         figures = self.score(sampler) | {"quick": self.quick(sampler)}
         cache.parent.mkdir(parents=True, exist_ok=True)
         about = {"protocol": self.describe(), "nfe": 2 * steps - 1, "environment": environment()}
         write_json(cache, _read(cache) | {key: about | {"figures": figures}})
         return figures
+
+    def sampler(self) -> Sampler:
+        """The instructor's own."""
+        instructor, steps = self.instructor, self.protocol.instructor_steps
+        return instructor_sampler(instructor.denoiser, steps, instructor.prior, instructor.codec)
 
     def speed(self, sampler: Sampler) -> float:
         """Images per second of a sampler, one batch to warm up and one to measure."""
@@ -135,10 +135,11 @@ class Yardstick:
             name = f"samples of {self.instructor.card.source}"
             return metrics.reference_of(data.Images(pixels, None, (), name), self.extractor)
         reference = metrics.load_reference(source, self.extractor)
-        if reference.images and reference.images.shape != self.instructor.denoiser.shape:
+        made = self.instructor.codec.image_shape(self.instructor.denoiser.shape)
+        if reference.images and reference.images.shape != made:
             raise InstilError(
                 f"evaluation.reference: {source} has images of the shape "
-                f"{reference.images.shape}, the instructor makes {self.instructor.denoiser.shape}"
+                f"{reference.images.shape}, the instructor makes {made}"
             )
         return reference
 
@@ -155,9 +156,7 @@ class Yardstick:
         path = cache_folder() / f"samples-{self._key(f'samples {start}')}.npz"
         if path.exists():
             return data.load(str(path)).pixels
-        steps = self.protocol.instructor_steps
-        sampler = instructor_sampler(self.instructor.denoiser, steps)
-        pixels = self._generate(sampler, start, self.protocol.samples)
+        pixels = self._generate(self.sampler(), start, self.protocol.samples)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}")
         np.savez(partial, images=pixels.permute(0, 2, 3, 1).numpy())

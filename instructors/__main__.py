@@ -1,4 +1,4 @@
-"""Train instructors; under Accelerate, `accelerate launch -m instructors train …`."""
+"""Train or inspect instructors; under Accelerate, `accelerate launch -m instructors train …`."""
 
 import argparse
 import shlex
@@ -23,7 +23,12 @@ def main(argv: list[str] | None = None) -> int:
     train.add_argument(
         "--resume", nargs="?", const="", metavar="DIR", help="continue the newest run, or this one"
     )
+    inspect = commands.add_parser("inspect", help="say what a model is; executes nothing of it")
+    inspect.add_argument("source", help="a folder, an embedded name or a hub id")
+    inspect.add_argument("--json", type=Path, metavar="PATH", help="also write the table there")
     arguments = parser.parse_args(argv)
+    if arguments.command == "inspect":
+        return _inspect(arguments.source, arguments.json)
     source, overrides = arguments.recipe, arguments.overrides
     if source and "=" in source:
         source, overrides = None, [source, *overrides]
@@ -34,6 +39,18 @@ def main(argv: list[str] | None = None) -> int:
     words = argv if argv is not None else sys.argv[1:]
     folder = session(recipe, arguments.resume, f"python -m instructors {shlex.join(words)}")
     note(f"instructor: {folder}")
+    return 0
+
+
+def _inspect(source: str, json: Path | None) -> int:
+    from instil.report import show, write_json
+    from instructors.inspect import describe, rows
+    from instructors.load import load
+
+    facts = describe(load(source))
+    show(source, rows(facts))
+    if json:
+        write_json(json, facts)
     return 0
 
 

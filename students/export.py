@@ -1,5 +1,6 @@
 """A one-step student as a folder that plain diffusers loads and samples in one step."""
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,8 @@ from huggingface_hub import ModelCard, ModelCardData
 from instil.errors import InstilError
 from instructors.denoiser import Denoiser
 from instructors.discrete import DiscreteVP
+from instructors.families import FAMILIES
+from instructors.flow import Flow
 from instructors.karras import Karras
 from students.one_step import OneStep
 from students.student import Student
@@ -19,69 +22,141 @@ import torch
 from diffusers import DiffusionPipeline
 
 pipeline = DiffusionPipeline.from_pretrained("{folder}")
-images = pipeline(batch_size=16, num_inference_steps=1{labels}).images
+images = pipeline({arguments}num_inference_steps=1{further}).images
 """
 
 
-def export(student: Student, folder: Path, card: Mapping[str, Any]) -> None:
+def export(
+    student: Student, folder: Path, card: Mapping[str, Any], pipeline: Path | None = None
+) -> None:
     """Write a diffusers pipeline with a model card; an existing folder is replaced as a whole.
 
     Args:
         student: On the CPU or not; written as it is.
         folder: Where to.
         card: `instructor`, `licence`, `recipe` (YAML), `figures` ({name: text}).
+        pipeline: The instructor's folder: autoencoder and text encoders are taken from it.
 
     Raises:
         InstilError: The student's network has no layout that plain diffusers knows.
     """
-    from diffusers import UNet2DModel  # seconds to import
-
     network = getattr(student.denoiser, "network", None) if isinstance(student, OneStep) else None
-    if not isinstance(student, OneStep) or not isinstance(network, UNet2DModel):
+    family = FAMILIES.get(type(network).__name__)
+    if not isinstance(student, OneStep) or family is None:
         raise InstilError(
             f"export: no plain diffusers layout for a {type(student).__name__} student "
             f"with a {type(network).__name__} network"
         )
-    pipeline = _pipeline(network, student.denoiser, student.sigma, bool(student.classes))
+    scheduler = _scheduler(network, student.denoiser, student.sigma)
+    if family.latent:
+        layout = _of_instructor(network, scheduler, pipeline)
+    else:
+        layout = _of_network(network, scheduler, bool(student.classes))
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    pipeline.save_pretrained(partial)
+    layout.save_pretrained(partial)
     _card(student, folder, card).save(partial / "README.md")
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
 
 
-def _pipeline(network: Any, denoiser: Denoiser, sigma: float, conditional: bool) -> Any:
-    """The stock pipeline and scheduler whose single step is exactly D(start(z), sigma)."""
-    from diffusers import (
-        ConsistencyModelPipeline,
-        DDPMPipeline,
+def _scheduler(network: Any, denoiser: Denoiser, sigma: float) -> Any:
+    """The stock scheduler whose single step is exactly D(start(z), sigma)."""
+    from diffusers import (  # seconds to import
         DDPMScheduler,
+        DPMSolverMultistepScheduler,
         EDMEulerScheduler,
+        FlowMatchEulerDiscreteScheduler,
     )
 
-    # The only stock pipeline that passes class labels; its scheduler may be any.
-    classes: Any = ConsistencyModelPipeline
     if isinstance(denoiser, Karras):
-        scheduler: Any = EDMEulerScheduler(
+        return EDMEulerScheduler(
             sigma_min=denoiser.sigma_min, sigma_max=sigma, sigma_data=denoiser.sigma_data
         )
-        return classes(network, scheduler)
-    if isinstance(denoiser, DiscreteVP):
-        # The schedule ends at the student's level, so that its one step starts there.
-        last = int(denoiser.time(denoiser.log_sigmas.new_tensor([sigma])).round().item())
-        alphas = (1 + (2 * denoiser.log_sigmas[: last + 1].double()).exp()).reciprocal()
-        betas = 1 - alphas / alphas.roll(1).index_fill(0, alphas.new_zeros(1).long(), 1.0)
-        scheduler = DDPMScheduler(
-            num_train_timesteps=last + 1,
-            trained_betas=betas.tolist(),
-            timestep_spacing="trailing",
-            prediction_type=denoiser.prediction,
-            variance_type="fixed_small",
-            clip_sample=False,
+    if isinstance(denoiser, Flow):
+        # Its step starts where the call's `sigmas` says, for which a shift would be in the way.
+        return FlowMatchEulerDiscreteScheduler()
+    if not isinstance(denoiser, DiscreteVP):
+        raise InstilError(
+            f"export: no plain diffusers layout for a {type(denoiser).__name__} student"
         )
-        return (classes if conditional else DDPMPipeline)(network, scheduler)
-    raise InstilError(f"export: no plain diffusers layout for a {type(denoiser).__name__} student")
+    # The schedule ends at the student's level, so that its one step starts there.
+    last = int(denoiser.time(denoiser.log_sigmas.new_tensor([sigma])).round().item())
+    alphas = (1 + (2 * denoiser.log_sigmas[: last + 1].double()).exp()).reciprocal()
+    betas = 1 - alphas / alphas.roll(1).index_fill(0, alphas.new_zeros(1).long(), 1.0)
+    schedule: dict[str, Any] = {
+        "num_train_timesteps": last + 1,
+        "trained_betas": betas.tolist(),
+        "timestep_spacing": "trailing",
+        "prediction_type": denoiser.prediction,
+    }
+    if type(network).__name__ == "UNet2DModel" and _learned_variance(network):
+        # The DDPM step would add noise of the learned variance. This one drops the variance, of
+        # images with three channels, and its first-order step to no noise is D itself.
+        if denoiser.shape[0] != 3:
+            raise InstilError(
+                f"export: a learned variance beside {denoiser.shape[0]} channels has no plain "
+                "diffusers layout, which knows it for three"
+            )
+        return DPMSolverMultistepScheduler(
+            variance_type="learned_range", solver_order=1, final_sigmas_type="zero", **schedule
+        )
+    return DDPMScheduler(variance_type="fixed_small", clip_sample=False, **schedule)
+
+
+def _of_network(network: Any, scheduler: Any, conditional: bool) -> Any:
+    """A stock pipeline of network and scheduler alone."""
+    from diffusers import ConsistencyModelPipeline, DDPMPipeline, EDMEulerScheduler
+
+    # The only stock pipeline that passes class labels, or scales as EDM; its scheduler may be any.
+    classes: Any = ConsistencyModelPipeline
+    edm = isinstance(scheduler, EDMEulerScheduler)
+    return (classes if conditional or edm else DDPMPipeline)(network, scheduler)
+
+
+def _of_instructor(network: Any, scheduler: Any, folder: Path | None) -> Any:
+    """The instructor's own pipeline with this network and scheduler."""
+    import diffusers
+
+    index = folder / "model_index.json" if folder else None
+    if index is None or not index.exists():
+        raise InstilError(
+            f"export: a {type(network).__name__} needs the autoencoder of its pipeline; "
+            "expected an instructor with a model_index.json"
+        )
+    content = json.loads(index.read_text())
+    part = "unet" if "unet" in content else "transformer"
+    try:
+        return getattr(diffusers, content["_class_name"]).from_pretrained(
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            **{part: network, "scheduler": scheduler},
+        )
+    except Exception as error:  # missing packages and files surface as a dozen kinds of error
+        reason = " ".join(str(error).split())
+        raise InstilError(
+            f"export: the instructor's pipeline cannot be loaded ({reason})"
+        ) from None
+
+
+def _learned_variance(network: Any) -> bool:
+    return network.config.out_channels == 2 * network.config.in_channels
+
+
+def _arguments(student: OneStep) -> dict[str, str]:
+    """The arguments of the pipeline's call, in words."""
+    denoiser = student.denoiser
+    u = student.sigma / (1 + student.sigma)
+    further = f", sigmas=[{u:.6g}]" if isinstance(denoiser, Flow) else ""
+    if denoiser.text:
+        guidance = "" if "guidance" in denoiser.text else ", guidance_scale=1.0"
+        return {"arguments": '"a photograph of a fox", ', "further": guidance + further}
+    if FAMILIES[type(denoiser.network).__name__].latent:
+        labels = f"class_labels=[k % {student.classes} for k in range(16)], "
+        return {"arguments": labels, "further": ", guidance_scale=1.0" + further}
+    labels = f", class_labels=torch.arange(16) % {student.classes}" if student.classes else ""
+    return {"arguments": "batch_size=16, ", "further": labels}
 
 
 def _card(student: OneStep, folder: Path, card: Mapping[str, Any]) -> ModelCard:
@@ -90,8 +165,7 @@ def _card(student: OneStep, folder: Path, card: Mapping[str, Any]) -> ModelCard:
         library_name="diffusers",
         tags=["one-step", "distillation", "data-free"],
     )
-    labels = f", class_labels=torch.arange(16) % {student.classes}" if student.classes else ""
-    usage = USAGE.format(folder=folder.name, labels=labels)
+    usage = USAGE.format(folder=folder.name, **_arguments(student))
     figures = "\n".join(f"| {name} | {value} |" for name, value in card["figures"].items())
     return ModelCard(
         f"""---
