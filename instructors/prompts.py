@@ -116,7 +116,7 @@ def _encode(
 # its null condition instead.
 def _sd(pipeline: Any, prompts: list[str], negative: str | None, device: Any) -> Tensors:
     text, null = pipeline.encode_prompt(
-        prompts, device, 1, negative is not None, negative_prompt=negative or None
+        prompts, device, 1, negative is not None, negative_prompt=[negative] if negative else None
     )
     return {"text": text} if negative is None else {"null_text": null}
 
@@ -127,7 +127,7 @@ def _pooled(pipeline: Any, prompts: list[str], negative: str | None, device: Any
         prompts,
         device=device,
         do_classifier_free_guidance=negative is not None,
-        negative_prompt=negative or None,
+        negative_prompt=[negative] if negative else None,
         **more,
     )
     if negative is None:

@@ -88,6 +88,7 @@ def _scheduler(network: Any, denoiser: Denoiser, sigma: float) -> Any:
         "num_train_timesteps": last + 1,
         "trained_betas": betas.tolist(),
         "timestep_spacing": "trailing",
+        "steps_offset": 1,  # without effect under this spacing; some pipelines ask for it
         "prediction_type": denoiser.prediction,
     }
     if type(network).__name__ == "UNet2DModel" and _learned_variance(network):
