@@ -12,6 +12,7 @@ from distill.fake_score import full_copy
 from distill.plan import forwards_per_update
 from distill.recipe import Recipe
 from distill.trainer import State, micro_batch, train
+from eval.clip import Clip
 from eval.images import Sampler, generate, instructor_sampler, student_sampler
 from eval.plots import run_curves
 from eval.yardstick import QUICK_SEEDS, Yardstick
@@ -42,7 +43,13 @@ def build(recipe: Recipe, instructor: Instructor) -> State:
         InstilError: The recipe does not fit the instructor.
     """
     student = OneStep(full_copy(instructor.denoiser), recipe.student.sigma)
-    return State.fresh(student, full_copy(instructor.denoiser), recipe)
+    fake = full_copy(instructor.denoiser)
+    if recipe.fake.guidance != 1:
+        try:
+            fake.null(1)
+        except ValueError as error:
+            raise InstilError(f"fake.{error}") from None
+    return State.fresh(student, fake, recipe)
 
 
 def prepared(recipe: Recipe, device: torch.device) -> Instructor:
@@ -52,6 +59,8 @@ def prepared(recipe: Recipe, device: torch.device) -> Instructor:
         InstilError: The recipe does not fit it, or its samples cannot be seen.
     """
     found = prepare(recipe.instructor, recipe.conditioning, recipe.blend, recipe.side, device)
+    if recipe.evaluation.clip and not found.prior.prompts:
+        raise InstilError("evaluation.clip: this instructor has no prompts; leave it out")
     channels, *_ = found.codec.image_shape(found.denoiser.shape)
     if channels not in (1, 3):
         raise InstilError(
@@ -85,6 +94,7 @@ def session(recipe: Recipe, resume: str | None = None) -> dict[str, Any]:
     yardstick = None
     if main and recipe.evaluation.extractor:
         yardstick = Yardstick(recipe.evaluation, instructor, device)
+    clip = Clip(recipe.evaluation.clip, device) if main and recipe.evaluation.clip else None
     facts = {"instructor_weights": instructor.card.sha256}
     train_steps, batch = recipe.train.steps, recipe.train.batch
     this = run.Run(recipe, train_steps, batch, state, facts, resume, accelerator)
@@ -94,7 +104,7 @@ def session(recipe: Recipe, resume: str | None = None) -> dict[str, Any]:
             f"{this.folder}: {recipe.instructor} -> one step, {accelerator.num_processes} "
             f"process(es) on {device}, from step {state.step}"
         )
-    watch = _Watch(recipe, state, instructor, yardstick, this)
+    watch = _Watch(recipe, state, instructor, yardstick, clip, this)
     began = time.perf_counter()
     if state.step == 0 and main:
         watch.look(0)
@@ -118,10 +128,11 @@ class _Watch:
         state: State,
         instructor: Instructor,
         yardstick: Yardstick | None,
+        clip: Clip | None,
         this: run.Run,
     ) -> None:
         self.recipe, self.state, self.instructor = recipe, state, instructor
-        self.yardstick, self.run = yardstick, this
+        self.yardstick, self.clip, self.run = yardstick, clip, this
         self.device = next(state.student.parameters()).device
         self.prior, self.codec = instructor.prior, instructor.codec
         self.instructor_sampler = instructor_sampler(
@@ -162,6 +173,9 @@ class _Watch:
             report |= yardstick.floor()
             for name, each in (("instructor", self.instructor_sampler), ("student", sampler)):
                 report[name]["images_per_second"] = round(yardstick.speed(each), 1)
+        if self.clip:
+            for name, each in (("instructor", self.instructor_sampler), ("student", sampler)):
+                report[name]["clip"] = self._clip_score(self.clip, each)
         write_json(folder / "report.json", report)
         self._picture(student, folder / "samples" / "final.png")
         run_curves(self.run.monitor.records(), report, folder / "curves.png")
@@ -169,6 +183,13 @@ class _Watch:
         show_report(report)
         note(f"student: {folder / 'student'}   pictures: {folder / 'samples'}")
         return report
+
+    def _clip_score(self, clip: Clip, sampler: Sampler) -> float:
+        """Mean CLIP score of images of the prompts in turn."""
+        count, prompts = self.recipe.evaluation.quick_samples, self.prior.prompts
+        batch = self.recipe.evaluation.batch
+        pixels = generate(sampler, 0, count, self.device, batch)
+        return clip(pixels, [prompts[k % len(prompts)] for k in range(count)]).mean().item()
 
     def _choose(self) -> tuple[str, Student]:
         """The average with the least quick distance, and its name; the longest if none is known."""
@@ -228,6 +249,8 @@ def show_report(report: dict[str, Any]) -> None:
             for key in ("precision", "recall", "copies"):
                 row[key] = f"{found[key]['mean']:.3f}" if key in found else "-"
             row["images/s"] = f"{found['images_per_second']:,.0f}"
+        if "clip" in report[who]:
+            row["CLIP score"] = f"{report[who]['clip']:.2f}"
         rows.append(row)
     if name and report["floor"] is not None:
         floor = dict.fromkeys(rows[0], "") | {"": "floor: held-out images"}

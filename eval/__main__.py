@@ -53,6 +53,13 @@ def main(argv: list[str] | None = None) -> int:
     extractor.add_argument("--json", type=Path, metavar="PATH", help="also write the facts there")
     extractor.set_defaults(run=_extractor)
 
+    clip = commands.add_parser("clip", help="how well images fit their prompts", allow_abbrev=False)
+    clip.add_argument("--images", required=True, metavar="SOURCE", help="as for fid")
+    clip.add_argument("--prompts", required=True, metavar="FILE", help="a line per image, in order")
+    clip.add_argument("--model", required=True, help="a CLIP model: a folder or hub id")
+    clip.add_argument("--json", type=Path, metavar="PATH", help="also write the table there")
+    clip.set_defaults(run=_clip)
+
     arguments = parser.parse_args(argv)
     words = sys.argv[1:] if argv is None else argv
     arguments.command_line = f"python -m eval {shlex.join(words)}"
@@ -140,6 +147,23 @@ def _extractor(arguments: argparse.Namespace) -> tuple[list[dict[str, str]], dic
     images, held_out = data.load(arguments.data), data.load(arguments.held_out)
     facts = features.train(images, held_out, arguments.out, arguments.seed)
     return [{"fact": key, "value": str(value)} for key, value in facts.items()], facts
+
+
+def _clip(arguments: argparse.Namespace) -> tuple[list[dict[str, str]], dict[str, Any]]:
+    from eval.clip import Clip
+    from instil import data
+    from instructors.prompts import read_prompts
+
+    images, prompts = data.load(arguments.images), read_prompts(arguments.prompts)
+    if len(images) != len(prompts):
+        raise InstilError(
+            f"--prompts {arguments.prompts}: expected a line per image, got {len(prompts)} lines "
+            f"for {len(images)} images"
+        )
+    scores = Clip(arguments.model, _device())(images.pixels, prompts)
+    facts = {"clip": scores.mean().item(), "n": len(scores), "model": arguments.model}
+    facts["protocol"] = f"CLIP score of {arguments.model}, {len(scores)} images"
+    return [{"figure": "CLIP score", "mean": f"{facts['clip']:.3f}"}], facts
 
 
 def _device() -> Any:

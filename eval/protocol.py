@@ -22,6 +22,7 @@ class Protocol(Config):
         every: Updates between two quick measurements during a run; None makes none.
         quick_samples: Images of a quick measurement, from seeds that are never reported. The
             average that is shipped is chosen on them.
+        clip: A CLIP model, for text models: a folder or hub id. Scored on `quick_samples` images.
         batch: Images generated at once.
     """
 
@@ -34,4 +35,5 @@ class Protocol(Config):
     instructor_steps: PositiveInt = 18
     every: PositiveInt | None = None
     quick_samples: Annotated[int, Field(ge=2)] = 2_000
+    clip: str | None = None
     batch: PositiveInt = 250

@@ -53,7 +53,7 @@ def prepare(
         try:
             denoiser = Guided(denoiser, conditioning.guidance)
         except ValueError as error:
-            raise InstilError(f"conditioning.guidance: {error}") from None
+            raise InstilError(f"conditioning.{error}") from None
     denoiser.to(device)
     instructor.codec.to(device)
     if conditioning != Conditioning() or blending:

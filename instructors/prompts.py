@@ -29,10 +29,10 @@ def read_prompts(path: str) -> tuple[str, ...]:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InstilError(f"conditioning.prompts: {path} cannot be read ({error})") from None
+        raise InstilError(f"prompts: {path} cannot be read ({error})") from None
     prompts = tuple(line.strip() for line in text.splitlines() if line.strip())
     if not prompts:
-        raise InstilError(f"conditioning.prompts: {path} is empty; expected a prompt per line")
+        raise InstilError(f"prompts: {path} is empty; expected a prompt per line")
     return prompts
 
 

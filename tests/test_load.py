@@ -14,7 +14,7 @@ from instructors.load import load, zoo
 
 
 def test_embedded_instructors_load_frozen():
-    assert {"digits", "digits-0-4"} <= set(zoo())
+    assert {"digits", "digits-0-4", "digits-5-9"} <= set(zoo())
     instructor = load("digits")
     assert isinstance(instructor.denoiser, Karras)
     assert instructor.denoiser.shape == (1, 8, 8)
