@@ -22,6 +22,16 @@ class Codec(nn.Module):
         return shape
 
 
+class UnitRange(Codec):
+    """Samples are images in [0, 1]."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        return (images + 1) / 2
+
+    def decode(self, samples: Tensor) -> Tensor:
+        return 2 * samples - 1
+
+
 class Autoencoder(Codec):
     """An autoencoder of diffusers; a sample is (latent - shift) * scale.
 

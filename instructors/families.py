@@ -32,6 +32,8 @@ class Family:
         side: Height and width of a sample where the configuration names none.
         refused: Settings that change what the network computes, with the values understood.
         latent: Whether samples are latents of an autoencoder.
+        constants: Of a network, the names of parameters that training must leave alone: those that
+            are constants, or reach no output, for which data parallelism would wait.
     """
 
     forward: Forward
@@ -42,6 +44,7 @@ class Family:
     side: int | None = None
     refused: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     latent: bool = True
+    constants: Callable[[Any], tuple[str, ...]] = lambda network: ()
 
     def fault(self, config: Mapping[str, Any]) -> str | None:
         """The first setting that is not understood, as `key=value`."""
@@ -79,6 +82,21 @@ def _sd3(network: Any, noisy: Tensor, time: Tensor, condition: Condition) -> Any
     )
 
 
+def _pixart(network: Any, noisy: Tensor, time: Tensor, condition: Condition) -> Any:
+    size: dict[str, Tensor | None] = {"resolution": None, "aspect_ratio": None}
+    if network.use_additional_conditions:
+        height, width = (8 * side for side in noisy.shape[-2:])
+        size["resolution"] = noisy.new_tensor([[height, width]]).expand(len(noisy), -1)
+        size["aspect_ratio"] = noisy.new_tensor([[height / width]]).expand(len(noisy), -1)
+    return network(
+        noisy,
+        timestep=time,
+        encoder_hidden_states=condition["text"],
+        encoder_attention_mask=condition["mask"],
+        added_cond_kwargs=size,
+    )
+
+
 def _flux(network: Any, noisy: Tensor, time: Tensor, condition: Condition) -> Any:
     count, channels, height, width = noisy.shape
     rows, columns = height // 2, width // 2
@@ -109,6 +127,9 @@ FAMILIES: dict[str, Family] = {
             "time_embedding_type": ("positional",),
         },
         latent=False,
+        constants=lambda network: (
+            ("time_proj.weight",) if network.config.time_embedding_type == "fourier" else ()
+        ),
     ),
     "DiTTransformer2DModel": Family(
         _dit, classes=lambda config: config.num_embeds_ada_norm, has_null_label=True
@@ -126,7 +147,17 @@ FAMILIES: dict[str, Family] = {
             "time_cond_proj_dim": (None,),
         },
     ),
-    "SD3Transformer2DModel": Family(_sd3, text=lambda config: ("text", "pooled")),
+    "SD3Transformer2DModel": Family(
+        _sd3,
+        text=lambda config: ("text", "pooled"),
+        # the last block's text is not read, so nobody asks
+        constants=lambda network: tuple(
+            name
+            for name, _ in network.named_parameters()
+            if name.startswith(f"transformer_blocks.{network.config.num_layers - 1}.attn.add_q_")
+        ),
+    ),
+    "PixArtTransformer2DModel": Family(_pixart, text=lambda config: ("text", "mask")),
     "FluxTransformer2DModel": Family(
         _flux,
         text=lambda config: ("text", "pooled", *(["guidance"] if config.guidance_embeds else [])),

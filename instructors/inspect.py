@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from instructors.codec import Autoencoder
+from instructors.codec import Autoencoder, Codec, UnitRange
 from instructors.load import Instructor
 
-PREDICTED = {"Karras": "EDM's F", "Flow": "velocity"}
+PREDICTED = {"Karras": "EDM's F", "Flow": "velocity", "ScoreVE": "score"}
 
 
 def describe(instructor: Instructor) -> dict[str, Any]:
@@ -27,10 +27,16 @@ def describe(instructor: Instructor) -> dict[str, Any]:
         "classes": denoiser.classes,
         "conditions": [*(["label"] if denoiser.classes else []), *denoiser.text],
         "null_condition": _null(instructor),
-        "codec": type(codec.network).__name__ if isinstance(codec, Autoencoder) else "none",
+        "codec": _codec(codec),
         "licence": card.licence,
         "sha256": card.sha256,
     }
+
+
+def _codec(codec: Codec) -> str:
+    if isinstance(codec, Autoencoder):
+        return type(codec.network).__name__
+    return "images in [0, 1]" if isinstance(codec, UnitRange) else "none"
 
 
 def _null(instructor: Instructor) -> str:

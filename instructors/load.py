@@ -13,9 +13,10 @@ from huggingface_hub import ModelCard, snapshot_download
 from safetensors import SafetensorError, safe_open
 
 from instil.errors import InstilError
-from instructors.codec import Autoencoder, Codec
+from instructors.codec import Autoencoder, Codec, UnitRange
 from instructors.denoiser import Condition, Denoiser
 from instructors.discrete import PREDICTIONS, DiscreteVP
+from instructors.exploding import ScoreVE
 from instructors.families import FAMILIES, Family
 from instructors.flow import Flow
 from instructors.karras import Karras
@@ -23,6 +24,7 @@ from instructors.prior import Prior, labels
 
 ZOO = Path(str(files("instructors") / "zoo"))
 AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny")
+NCSNPP = ("time_embedding_type", "center_input_sample")
 WEIGHTS = "diffusion_pytorch_model*"
 
 
@@ -128,14 +130,20 @@ def load(source: str, side: int | None = None) -> Instructor:
         raise InstilError(
             f"{source}: a {name} is not supported{hint}; supported: {', '.join(FAMILIES)}"
         )
-    fault = family.fault(config)
-    if fault:
-        raise InstilError(f"{source}: {name} with {fault} is not supported")
     scheduler = _scheduler(source, folder)
+    schedule = scheduler.get("_class_name")
+    fourier = config.get("time_embedding_type") == "fourier"
+    # NCSN++ alone divides by sigma inside, and centres images in [0, 1].
+    own = NCSNPP if schedule == "ScoreSdeVeScheduler" and fourier else ()
+    fault = family.fault({key: value for key, value in config.items() if key not in own})
+    if fault:
+        raise InstilError(f"{source}: {name} with {fault} under {schedule} is not supported")
     network = read_model(source, where, str(name))
     denoiser = _adapt(source, family, network, scheduler, side)
     denoiser.eval().requires_grad_(False)
-    codec = _codec(source, folder) if family.latent else Codec()
+    codec = UnitRange() if isinstance(denoiser, ScoreVE) else Codec()
+    if family.latent:
+        codec = _codec(source, folder)
     card = Card(source, folder, _licence(folder), weights_hash(where))
     return Instructor(denoiser, card, codec.eval().requires_grad_(False), labels(denoiser.classes))
 
@@ -223,6 +231,10 @@ def _adapt(
             "as many, or twice as many (a learned variance); inpainting and the like are not "
             "supported"
         )
+    for name in family.constants(network):
+        parent, _, leaf = name.rpartition(".")
+        module = network.get_submodule(parent)
+        module.register_buffer(leaf, module._parameters.pop(leaf).detach())
     denoiser = _by_schedule(source, network, scheduler, shape, classes)
     denoiser.text = family.text(config)
     if family.has_null_label:
@@ -234,6 +246,9 @@ def _by_schedule(
     source: str, network: Any, scheduler: dict[str, Any], shape: tuple[int, ...], classes: int
 ) -> Denoiser:
     name, prediction = scheduler.get("_class_name"), scheduler.get("prediction_type", "epsilon")
+    if name == "ScoreSdeVeScheduler" and network.config.time_embedding_type == "fourier":
+        levels = {key: scheduler[key] for key in ("sigma_min", "sigma_max")}
+        return ScoreVE(network, shape, classes=classes, **levels)
     if name == "EDMEulerScheduler" and prediction == "epsilon":
         levels = {key: scheduler[key] for key in ("sigma_min", "sigma_max", "sigma_data")}
         return Karras(network, shape, classes=classes, **levels)
@@ -249,8 +264,9 @@ def _by_schedule(
             raise InstilError(f"{source}: {error}") from None
     raise InstilError(
         f"{source}: scheduler {name} with prediction type {prediction!r} is not supported; "
-        f"supported: EDMEulerScheduler (epsilon), FlowMatchEulerDiscreteScheduler, or one with a "
-        f"beta_schedule and a prediction type of {', '.join(PREDICTIONS)}"
+        f"supported: EDMEulerScheduler (epsilon), FlowMatchEulerDiscreteScheduler, "
+        f"ScoreSdeVeScheduler (fourier), or one with a beta_schedule and a prediction type of "
+        f"{', '.join(PREDICTIONS)}"
     )
 
 

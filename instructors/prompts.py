@@ -142,11 +142,22 @@ def _flux(pipeline: Any, prompts: list[str], negative: str | None, device: Any) 
     return {"text": text, "pooled": pooled}
 
 
+def _masked(pipeline: Any, prompts: list[str], negative: str | None, device: Any) -> Tensors:
+    text, mask, null, null_mask = pipeline.encode_prompt(
+        prompts, negative is not None, negative_prompt=negative or "", device=device
+    )
+    if negative is None:
+        return {"text": text, "mask": mask}
+    return {"null_text": null, "null_mask": null_mask}
+
+
 ENCODERS: dict[str, Callable[[Any, list[str], str | None, Any], Tensors]] = {
     "StableDiffusionPipeline": _sd,
     "StableDiffusionXLPipeline": _pooled,
     "StableDiffusion3Pipeline": _pooled,
     "FluxPipeline": _flux,
+    "PixArtAlphaPipeline": _masked,
+    "PixArtSigmaPipeline": _masked,
 }
 
 

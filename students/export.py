@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from instil.errors import InstilError
 from instructors.denoiser import Denoiser
 from instructors.discrete import DiscreteVP
+from instructors.exploding import ScoreVE
 from instructors.families import FAMILIES
 from instructors.flow import Flow
 from instructors.karras import Karras
@@ -67,6 +68,7 @@ def _scheduler(network: Any, denoiser: Denoiser, sigma: float) -> Any:
         DPMSolverMultistepScheduler,
         EDMEulerScheduler,
         FlowMatchEulerDiscreteScheduler,
+        ScoreSdeVeScheduler,
     )
 
     if isinstance(denoiser, Karras):
@@ -76,6 +78,9 @@ def _scheduler(network: Any, denoiser: Denoiser, sigma: float) -> Any:
     if isinstance(denoiser, Flow):
         # Its step starts where the call's `sigmas` says, for which a shift would be in the way.
         return FlowMatchEulerDiscreteScheduler()
+    if isinstance(denoiser, ScoreVE):
+        # Its one step goes from sigma_max to no noise, uncorrected.
+        return ScoreSdeVeScheduler(sigma_min=sigma, sigma_max=sigma, correct_steps=0)
     if not isinstance(denoiser, DiscreteVP):
         raise InstilError(
             f"export: no plain diffusers layout for a {type(denoiser).__name__} student"
@@ -107,8 +112,18 @@ def _scheduler(network: Any, denoiser: Denoiser, sigma: float) -> Any:
 
 def _of_network(network: Any, scheduler: Any, conditional: bool) -> Any:
     """A stock pipeline of network and scheduler alone."""
-    from diffusers import ConsistencyModelPipeline, DDPMPipeline, EDMEulerScheduler
+    from diffusers import (
+        ConsistencyModelPipeline,
+        DDPMPipeline,
+        EDMEulerScheduler,
+        ScoreSdeVePipeline,
+        ScoreSdeVeScheduler,
+    )
 
+    if isinstance(scheduler, ScoreSdeVeScheduler):
+        if conditional:
+            raise InstilError("export: no plain diffusers layout for a ScoreVE student of classes")
+        return ScoreSdeVePipeline(network, scheduler)
     # The only stock pipeline that passes class labels, or scales as EDM; its scheduler may be any.
     classes: Any = ConsistencyModelPipeline
     edm = isinstance(scheduler, EDMEulerScheduler)

@@ -164,6 +164,34 @@ def tiny_pipeline(unet, tmp_path):
         if kind == "learned variance":
             schedule = ddpm(beta_schedule="squaredcos_cap_v2", variance_type="learned_range")
             return d.DDPMPipeline(unet(channels=3, out=6), schedule)
+        if kind == "ncsnpp":
+            network = d.UNet2DModel(
+                sample_size=8,
+                block_out_channels=(32, 32),
+                layers_per_block=1,
+                down_block_types=("SkipDownBlock2D", "AttnSkipDownBlock2D"),
+                up_block_types=("AttnSkipUpBlock2D", "SkipUpBlock2D"),
+                norm_num_groups=4,
+                time_embedding_type="fourier",
+                center_input_sample=True,
+            )
+            return d.ScoreSdeVePipeline(network, d.ScoreSdeVeScheduler())
+        if kind in ("pixart", "pixart 1024"):
+            network = d.PixArtTransformer2DModel(
+                num_attention_heads=2,
+                attention_head_dim=12,
+                in_channels=4,
+                out_channels=8,
+                num_layers=2,
+                cross_attention_dim=24,
+                sample_size=128 if kind == "pixart 1024" else 4,  # the former is told sizes
+                caption_channels=16,
+                norm_num_groups=4,
+            )
+            encoder, tokenizer = t5()
+            schedule = d.DPMSolverMultistepScheduler()
+            kinds = {"pixart": d.PixArtSigmaPipeline, "pixart 1024": d.PixArtAlphaPipeline}
+            return kinds[kind](tokenizer, encoder, autoencoder(), network, schedule)
         if kind == "dit":
             network = d.DiTTransformer2DModel(
                 num_attention_heads=2,
