@@ -1,5 +1,7 @@
 """Flow and discrete networks against closed forms and against diffusers' own schedulers."""
 
+import math
+
 import pytest
 import torch
 from diffusers import (
@@ -13,6 +15,7 @@ from torch import nn
 from instil.shapes import expand
 from instructors.denoiser import Condition
 from instructors.discrete import DiscreteVP
+from instructors.exploding import ScoreVE
 from instructors.flow import Flow
 from instructors.sampler import heun
 
@@ -89,6 +92,21 @@ def test_flow_networks_give_the_exact_denoiser(network):
     torch.testing.assert_close(found, exact(noisy, sigma), rtol=1e-4, atol=1e-6)
     single = denoiser(noisy.float(), sigma.float(), CONDITION)
     torch.testing.assert_close(single.double(), exact(noisy, sigma), rtol=1e-4, atol=1e-3)
+
+
+class Score(nn.Module):
+    """The score of x + s noise, at the time s."""
+
+    def forward(self, x, time, class_labels=None):
+        return (exact(x, time) - x) / expand(time, x) ** 2
+
+
+def test_score_networks_give_the_exact_denoiser():
+    denoiser = ScoreVE(Score(), SHAPE)
+    ends = (math.log10(denoiser.sigma_min), math.log10(denoiser.sigma_max))
+    sigma = torch.logspace(*ends, 7, dtype=torch.float64)
+    noisy = MEAN + (1 + expand(sigma, MEAN[None])) * torch.randn(7, *SHAPE, dtype=torch.float64)
+    torch.testing.assert_close(denoiser(noisy, sigma), exact(noisy, sigma), rtol=1e-4, atol=1e-6)
 
 
 def test_flow_weight_is_one_over_the_output_scale_squared():

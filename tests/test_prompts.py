@@ -1,6 +1,8 @@
 """Prompts: encoded once, by the pipeline's own encoders; text models through a whole run."""
 
 import json
+import re
+from pathlib import Path
 from string import ascii_lowercase
 
 import diffusers
@@ -156,6 +158,44 @@ def test_recipes_fit_their_families(recipe, tiny_pipeline, prompts, tmp_path):
     plan = json.loads((tmp_path / "plan.json").read_text())
     evaluations = {"cifar10-ddpm": 9, "sd15": 14, "sdxl": 20, "sd3": 11}[recipe]
     assert f"{evaluations} forward-equivalents" in plan["per update"]
+
+
+DOCUMENTED = {
+    "pixels": "unconditional",
+    "EDM": "digits",
+    "NCSN++": "ncsnpp",
+    "DiT": "dit",
+    "SD 1.5": "sd",
+    "SDXL": "sdxl",
+    "PixArt": "pixart",
+    "SD 3": "sd3",
+    "Flux": "flux",
+}
+
+
+def documented():
+    page = Path(__file__).parents[1] / "docs" / "instructors.md"
+    return dict(
+        re.findall(
+            r"^\| ([\w+ .]+) \| .* \| `accelerate launch -m distill (.*)` \|$",
+            page.read_text(),
+            re.MULTILINE,
+        )
+    )
+
+
+def test_every_family_is_documented():
+    assert set(documented()) == set(DOCUMENTED)
+
+
+@pytest.mark.parametrize("family", DOCUMENTED)
+def test_documented_commands_fit_their_families(family, tiny_pipeline, prompts, capsys):
+    kind, words = DOCUMENTED[family], documented()[family].split()
+    source = kind if kind == "digits" else tiny_pipeline(kind)
+    words += [f"instructor={source}", "--dry-run"]
+    if "conditioning.prompts=prompts.txt" in words:
+        words.append(f"conditioning.prompts={prompts}")
+    assert distill([*words, "side=4"] if kind == "flux" else words) == 0, capsys.readouterr().err
 
 
 def test_a_text_model_through_a_whole_run(tiny_pipeline, tiny_clip, prompts, tmp_path):
