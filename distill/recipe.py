@@ -17,10 +17,13 @@ class OneStep(Config):
 
     Attributes:
         sigma: The noise level it is read at.
+        init: Weights to start from instead of the instructor's: a run, a checkpoint, or one of its
+            `.safetensors` files, such as an average.
     """
 
     kind: Literal["one_step"] = "one_step"
     sigma: PositiveFloat = 2.5
+    init: str | None = None
 
 
 class FakeScore(Config):
@@ -34,6 +37,7 @@ class FakeScore(Config):
         guidance: Scale of classifier-free guidance on the fake in the divergence, 1 for none.
         drop: With guidance, the fraction of its training under the null condition.
         optimizer: Of the fake score.
+        init: Weights to start from instead of the instructor's, as `student.init`.
     """
 
     updates: PositiveInt = 1
@@ -41,6 +45,7 @@ class FakeScore(Config):
     guidance: NonNegativeFloat = 1.0
     drop: Annotated[float, Field(ge=0, le=1)] = 0.1
     optimizer: Adam = Adam()
+    init: str | None = None
 
     @property
     def shared(self) -> bool:
