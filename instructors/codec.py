@@ -38,7 +38,8 @@ class Autoencoder(Codec):
     It runs in float32, since the decoder of SDXL overflows in half precision.
 
     Args:
-        network: `AutoencoderKL` or `AutoencoderTiny`; scale and shift are in its configuration.
+        network: `AutoencoderKL`, `AutoencoderTiny` or `AutoencoderDC`; scale and shift are in its
+            configuration.
     """
 
     def __init__(self, network: Any) -> None:
@@ -49,12 +50,15 @@ class Autoencoder(Codec):
         self.shift = getattr(config, "shift_factor", None) or 0.0
         blocks = getattr(config, "block_out_channels", None) or config.encoder_block_out_channels
         self.factor = 2 ** (len(blocks) - 1)
-        self.channels = config.out_channels
+        self.channels = getattr(config, "out_channels", config.in_channels)
 
     def encode(self, images: Tensor) -> Tensor:
         with torch.autocast(images.device.type, enabled=False):
             found = self.network.encode(images)
-        latent = found.latent_dist.mode() if hasattr(found, "latent_dist") else found.latents
+        if hasattr(found, "latent_dist"):
+            latent = found.latent_dist.mode()
+        else:
+            latent = found["latent" if "latent" in found else "latents"]
         return (latent - self.shift) * self.scale
 
     def decode(self, samples: Tensor) -> Tensor:

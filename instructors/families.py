@@ -97,6 +97,15 @@ def _pixart(network: Any, noisy: Tensor, time: Tensor, condition: Condition) -> 
     )
 
 
+def _sana(network: Any, noisy: Tensor, time: Tensor, condition: Condition) -> Any:
+    return network(
+        noisy,
+        encoder_hidden_states=condition["text"],
+        encoder_attention_mask=condition["mask"],
+        timestep=time * network.config.timestep_scale,
+    )
+
+
 def _flux(network: Any, noisy: Tensor, time: Tensor, condition: Condition) -> Any:
     count, channels, height, width = noisy.shape
     rows, columns = height // 2, width // 2
@@ -158,6 +167,11 @@ FAMILIES: dict[str, Family] = {
         ),
     ),
     "PixArtTransformer2DModel": Family(_pixart, text=lambda config: ("text", "mask")),
+    "SanaTransformer2DModel": Family(
+        _sana,
+        text=lambda config: ("text", "mask"),
+        refused={"guidance_embeds": (None, False)},
+    ),
     "FluxTransformer2DModel": Family(
         _flux,
         text=lambda config: ("text", "pooled", *(["guidance"] if config.guidance_embeds else [])),

@@ -23,7 +23,7 @@ from instructors.karras import Karras
 from instructors.prior import Prior, labels
 
 ZOO = Path(str(files("instructors") / "zoo"))
-AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny")
+AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC")
 NCSNPP = ("time_embedding_type", "center_input_sample")
 WEIGHTS = "diffusion_pytorch_model*"
 
@@ -252,7 +252,8 @@ def _by_schedule(
     if name == "EDMEulerScheduler" and prediction == "epsilon":
         levels = {key: scheduler[key] for key in ("sigma_min", "sigma_max", "sigma_data")}
         return Karras(network, shape, classes=classes, **levels)
-    if name == "FlowMatchEulerDiscreteScheduler" and not scheduler.get("invert_sigmas"):
+    flow = name == "FlowMatchEulerDiscreteScheduler" and not scheduler.get("invert_sigmas")
+    if flow or prediction == "flow_prediction":
         return Flow(network, shape, classes)
     if "beta_schedule" in scheduler and prediction in PREDICTIONS:
         from diffusers import DDPMScheduler

@@ -1,6 +1,7 @@
 """Prompts become tensors once: encoded by the pipeline's own encoders, kept as safetensors."""
 
 import hashlib
+import inspect
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -151,6 +152,21 @@ def _masked(pipeline: Any, prompts: list[str], negative: str | None, device: Any
     return {"null_text": null, "null_mask": null_mask}
 
 
+def _instructed(pipeline: Any, prompts: list[str], negative: str | None, device: Any) -> Tensors:
+    # What stands before each prompt, as in a plain call of the pipeline.
+    call = inspect.signature(pipeline.__call__).parameters
+    text, mask, null, null_mask = pipeline.encode_prompt(
+        prompts,
+        negative is not None,
+        negative_prompt=negative or "",
+        device=device,
+        complex_human_instruction=call["complex_human_instruction"].default,
+    )
+    if negative is None:
+        return {"text": text, "mask": mask}
+    return {"null_text": null, "null_mask": null_mask}
+
+
 ENCODERS: dict[str, Callable[[Any, list[str], str | None, Any], Tensors]] = {
     "StableDiffusionPipeline": _sd,
     "StableDiffusionXLPipeline": _pooled,
@@ -158,6 +174,7 @@ ENCODERS: dict[str, Callable[[Any, list[str], str | None, Any], Tensors]] = {
     "FluxPipeline": _flux,
     "PixArtAlphaPipeline": _masked,
     "PixArtSigmaPipeline": _masked,
+    "SanaPipeline": _instructed,
 }
 
 

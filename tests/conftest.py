@@ -192,6 +192,48 @@ def tiny_pipeline(unet, tmp_path):
             schedule = d.DPMSolverMultistepScheduler()
             kinds = {"pixart": d.PixArtSigmaPipeline, "pixart 1024": d.PixArtAlphaPipeline}
             return kinds[kind](tokenizer, encoder, autoencoder(), network, schedule)
+        if kind == "sana":
+            pytest.importorskip("transformers")
+            from transformers import Gemma2Config, Gemma2Model
+
+            layers = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+            config = Gemma2Config(
+                vocab_size=40, hidden_size=16, intermediate_size=16, head_dim=8, **layers
+            )
+            network = d.SanaTransformer2DModel(
+                in_channels=4,
+                out_channels=4,
+                num_attention_heads=2,
+                attention_head_dim=8,
+                num_layers=2,
+                num_cross_attention_heads=2,
+                cross_attention_head_dim=8,
+                cross_attention_dim=16,
+                caption_channels=16,
+                sample_size=8,
+                timestep_scale=0.5,
+            )
+            codec = d.AutoencoderDC(
+                latent_channels=4,
+                attention_head_dim=4,
+                encoder_block_types="ResBlock",
+                decoder_block_types="ResBlock",
+                encoder_block_out_channels=(4, 4, 4),
+                decoder_block_out_channels=(4, 4, 4),
+                encoder_layers_per_block=(1, 1, 1),
+                decoder_layers_per_block=(1, 1, 1),
+                encoder_qkv_multiscales=((),) * 3,
+                decoder_qkv_multiscales=((),) * 3,
+                downsample_block_type="conv",
+                upsample_block_type="interpolate",
+                decoder_norm_types="rms_norm",
+                decoder_act_fns="silu",
+                scaling_factor=0.41407,
+            )
+            schedule = d.DPMSolverMultistepScheduler(
+                prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+            )
+            return d.SanaPipeline(t5()[1], Gemma2Model(config), codec, network, schedule)
         if kind == "dit":
             network = d.DiTTransformer2DModel(
                 num_attention_heads=2,

@@ -29,11 +29,12 @@ FAMILIES = {
     "pixart": ("PixArtTransformer2DModel", "DiscreteVP", (4, 4, 4), ["text", "mask"]),
     "pixart 1024": ("PixArtTransformer2DModel", "DiscreteVP", (4, 4, 4), ["text", "mask"]),
     "sd3": ("SD3Transformer2DModel", "Flow", (4, 4, 4), ["text", "pooled"]),
+    "sana": ("SanaTransformer2DModel", "Flow", (4, 8, 8), ["text", "mask"]),
     "flux": ("FluxTransformer2DModel", "Flow", (4, 4, 4), ["text", "pooled", "guidance"]),
 }
 SIDE = {"flux": 4, "pixart 1024": 4}
-TEXT = ("sd", "sdxl", "sd3", "flux", "pixart", "pixart 1024")
-GUIDED = ("dit", "sd", "sdxl", "sd3", "pixart", "pixart 1024")
+TEXT = ("sd", "sdxl", "sd3", "flux", "pixart", "pixart 1024", "sana")
+GUIDED = ("dit", "sd", "sdxl", "sd3", "pixart", "pixart 1024", "sana")
 
 
 def conditioning(kind, tmp_path, guidance=1.0):
@@ -54,8 +55,9 @@ def test_inspect_says_what_it_is(kind, tiny_pipeline, tmp_path, capsys):
         assert facts["shape"] == list(shape)
     latent = kind in (*TEXT, "dit")
     codec = {"ncsnpp": "images in [0, 1]"}.get(kind, "none")
-    assert facts["codec"] == ("AutoencoderKL" if latent else codec)
-    factor = 8 if latent else 1
+    autoencoder = "AutoencoderDC" if kind == "sana" else "AutoencoderKL"
+    assert facts["codec"] == (autoencoder if latent else codec)
+    factor = {"sana": 4}.get(kind, 8) if latent else 1
     assert facts["image_shape"] == [3, *(factor * side for side in facts["shape"][1:])]
     assert facts["learned_variance"] == (
         kind in ("learned variance", "dit", "pixart", "pixart 1024")
@@ -102,14 +104,14 @@ def test_from_pipeline_to_pipeline(kind, tiny_pipeline, tmp_path):
     if kind in TEXT:
         call |= {"prompt": PROMPTS, "guidance_scale": guidance if kind == "flux" else 1.0}
         call |= {"height": 32, "width": 32}
-        call |= {"use_resolution_binning": False} if "pixart" in kind else {}
+        call |= {"use_resolution_binning": False} if "pixart" in kind or kind == "sana" else {}
     elif kind == "dit":
         call |= {"class_labels": [0, 1, 2], "guidance_scale": 1.0}
     else:
         call["batch_size"] = count
         call |= {"class_labels": torch.arange(count)} if kind == "labels" else {}
         call["output_type"] = "np"
-    if kind in ("sd3", "flux"):
+    if kind in ("sd3", "flux", "sana"):
         u = sigma / (1 + sigma)
         call["sigmas"] = [u]
         assert f"sigmas=[{u:.6g}]" in (tmp_path / "student" / "README.md").read_text()
@@ -130,14 +132,29 @@ def test_from_pipeline_to_pipeline(kind, tiny_pipeline, tmp_path):
         assert (other - sample).abs().amax((1, 2, 3)).min() > 1e-4  # each condition matters
 
 
+@pytest.mark.parametrize("kind", ["dit", "sd", "sdxl", "pixart 1024", "sd3", "sana", "flux"])
+def test_half_precision_reaches_no_denoised_value(kind, tiny_pipeline, tmp_path):
+    """D is of float32, and near itself: only a network's output is rounded."""
+    asked = conditioning(kind, tmp_path)
+    denoiser = (found := prepare(str(tiny_pipeline(kind)), asked, side=SIDE.get(kind))).denoiser
+    sigma = torch.tensor([denoiser.sigma_min, 1.0, denoiser.sigma_max])
+    noisy = torch.randn(3, *denoiser.shape) * (1 + sigma[:, None, None, None])
+    wanted = found.prior.at(torch.arange(3))
+    full = denoiser(noisy, sigma, wanted)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = denoiser(noisy, sigma, wanted)
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, full, rtol=0, atol=0.05 * full.std().item())
+
+
 @pytest.mark.parametrize("negative", ["", "the sea"])
-@pytest.mark.parametrize("kind", ["sd", "sdxl", "sd3", "pixart"])
+@pytest.mark.parametrize("kind", ["sd", "sdxl", "sd3", "pixart", "sana"])
 def test_guidance_is_that_of_diffusers(kind, negative, tiny_pipeline, tmp_path):
     folder = tiny_pipeline(kind)
     asked = conditioning(kind, tmp_path, guidance=4.0)
     asked = asked.replace(negative=negative)
     instructor = prepare(str(folder), asked)
-    sigma = 50.0 if kind == "sd3" else 2.5
+    sigma = 50.0 if kind in ("sd3", "sana") else 2.5
     student = OneStep(full_copy(instructor.denoiser), sigma)
     export(student, tmp_path / "student", CARD, folder)
     pipeline = DiffusionPipeline.from_pretrained(tmp_path / "student")
@@ -145,10 +162,11 @@ def test_guidance_is_that_of_diffusers(kind, negative, tiny_pipeline, tmp_path):
     extra = {
         "sd3": {"sigmas": [sigma / (1 + sigma)]},
         "pixart": {"use_resolution_binning": False},
+        "sana": {"use_resolution_binning": False, "sigmas": [sigma / (1 + sigma)]},
     }.get(kind, {})
     theirs = pipeline(
         PROMPTS,
-        negative_prompt=[negative] * 3 if negative or kind == "pixart" else None,
+        negative_prompt=[negative] * 3 if negative or kind in ("pixart", "sana") else None,
         guidance_scale=4.0,
         num_inference_steps=1,
         height=32,

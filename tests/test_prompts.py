@@ -169,6 +169,7 @@ DOCUMENTED = {
     "SDXL": "sdxl",
     "PixArt": "pixart",
     "SD 3": "sd3",
+    "Sana": "sana",
     "Flux": "flux",
 }
 
