@@ -36,6 +36,8 @@ def main(argv: list[str] | None = None) -> int:
     fid.add_argument("--held-out", metavar="SOURCE", help="more of the reference: the floor")
     fid.add_argument("--samples", type=int, default=10_000, help="images per seed [%(default)s]")
     fid.add_argument("--seeds", type=int, default=3, help="sampling seeds [%(default)s]")
+    fid.add_argument("--prompts", metavar="FILE", help="for a text model: a prompt per line")
+    fid.add_argument("--guidance", type=float, default=1.0, help="on the instructor [%(default)s]")
     fid.add_argument("--steps", type=int, default=18, help="Heun steps [%(default)s]")
     fid.add_argument(
         "--record", action="store_true", help="keep the figures in the instructor's folder"
@@ -115,7 +117,8 @@ def _measure_images(arguments: argparse.Namespace) -> dict[str, Any]:
 def _measure_instructor(arguments: argparse.Namespace) -> dict[str, Any]:
     from eval import card
     from eval.yardstick import Yardstick
-    from instructors.load import load
+    from instructors.conditioning import Conditioning
+    from instructors.prepare import prepare
 
     settings = {
         "extractor": arguments.extractor,
@@ -127,10 +130,12 @@ def _measure_instructor(arguments: argparse.Namespace) -> dict[str, Any]:
         "instructor_steps": arguments.steps,
     }
     protocol = validate(Protocol, settings)
-    instructor = load(arguments.instructor)
-    instructor.denoiser.to(_device())
+    asked = {"prompts": arguments.prompts, "guidance": arguments.guidance}
+    conditioning = validate(Conditioning, asked)
+    instructor = prepare(arguments.instructor, conditioning, device=_device())
     yardstick = Yardstick(protocol, instructor, _device())
-    facts: dict[str, Any] = {"fd_name": yardstick.name, "nfe": 2 * arguments.steps - 1}
+    facts: dict[str, Any] = {"fd_name": yardstick.name}
+    facts["nfe"] = (2 * arguments.steps - 1) * instructor.denoiser.evaluations
     facts |= yardstick.instructor_figures(record=arguments.record)
     facts |= yardstick.floor() | {"protocol": yardstick.describe()}
     if arguments.record:

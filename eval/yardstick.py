@@ -104,7 +104,8 @@ class Yardstick:
         sampler = self.sampler()
         figures = self.score(sampler) | {"quick": self.quick(sampler)}
         cache.parent.mkdir(parents=True, exist_ok=True)
-        about = {"protocol": self.describe(), "nfe": 2 * steps - 1, "environment": environment()}
+        nfe = (2 * steps - 1) * self.instructor.denoiser.evaluations
+        about = {"protocol": self.describe(), "nfe": nfe, "environment": environment()}
         write_json(cache, _read(cache) | {key: about | {"figures": figures}})
         return figures
 

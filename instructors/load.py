@@ -25,7 +25,7 @@ from instructors.prior import Prior, labels
 ZOO = Path(str(files("instructors") / "zoo"))
 AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC")
 NCSNPP = ("time_embedding_type", "center_input_sample")
-WEIGHTS = "diffusion_pytorch_model*"
+WEIGHTS = "diffusion_pytorch_model*.safetensors"
 
 
 @dataclass(frozen=True)
@@ -245,7 +245,10 @@ def _adapt(
 def _by_schedule(
     source: str, network: Any, scheduler: dict[str, Any], shape: tuple[int, ...], classes: int
 ) -> Denoiser:
+    """Each branch is one kind of schedule; what none of them knows is refused."""
     name, prediction = scheduler.get("_class_name"), scheduler.get("prediction_type", "epsilon")
+    if scheduler.get("predict_epsilon") is False:  # as the first releases of diffusers said it
+        prediction = "sample"
     if name == "ScoreSdeVeScheduler" and network.config.time_embedding_type == "fourier":
         levels = {key: scheduler[key] for key in ("sigma_min", "sigma_max")}
         return ScoreVE(network, shape, classes=classes, **levels)

@@ -48,6 +48,11 @@ def export(
             f"export: no plain diffusers layout for a {type(student).__name__} student "
             f"with a {type(network).__name__} network"
         )
+    if isinstance(student.denoiser, Flow) and not family.latent:
+        raise InstilError(
+            f"export: no plain diffusers layout for a flow student with a "
+            f"{type(network).__name__} network"
+        )
     scheduler = _scheduler(network, student.denoiser, student.sigma)
     if family.latent:
         layout = _of_instructor(network, scheduler, pipeline)

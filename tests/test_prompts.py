@@ -15,6 +15,7 @@ from distill.__main__ import RECIPES
 from distill.__main__ import main as distill
 from eval.__main__ import main as evaluate
 from eval.clip import Clip
+from instil.checkpoint import write_tensors
 from instil.errors import InstilError
 from instructors.load import load
 from instructors.prompts import encode, read_prompts
@@ -219,6 +220,27 @@ def test_a_text_model_through_a_whole_run(tiny_pipeline, tiny_clip, prompts, tmp
     pipeline = diffusers.DiffusionPipeline.from_pretrained(run / "student")
     call = {"num_inference_steps": 1, "guidance_scale": 1.0, "height": 32, "width": 32}
     assert pipeline("a fox", **call).images[0].size == (32, 32)
+
+
+def test_a_text_model_on_the_yardstick(tiny_pipeline, prompts, tmp_path, capsys):
+    from eval import features
+    from instil import data
+
+    colour = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
+    np.savez(tmp_path / "c.npz", images=colour, labels=np.arange(40) % 2)
+    images = data.load(str(tmp_path / "c.npz"))
+    network = features.SmallCNN(images.shape, 2)
+    about = {"shape": list(images.shape), "classes": 2}
+    metadata = {"extractor": json.dumps(about)}
+    write_tensors(tmp_path / "e.safetensors", network.state_dict(), metadata)
+    words = ["fid", "--instructor", str(tiny_pipeline("sd")), "--steps", "2", "--samples", "8"]
+    words += ["--reference", str(tmp_path / "c.npz"), "--seeds", "1"]
+    words += ["--extractor", str(tmp_path / "e.safetensors"), "--json", str(tmp_path / "r.json")]
+    assert evaluate([*words, "--prompts", str(prompts), "--guidance", "2"]) == 0
+    assert json.loads((tmp_path / "r.json").read_text())["nfe"] == 6
+    capsys.readouterr()
+    assert evaluate(words) == 2
+    assert "expected a text file with a prompt per line" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["AutoencoderKL", "AutoencoderTiny"])

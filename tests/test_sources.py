@@ -202,4 +202,7 @@ def test_only_the_needed_files_are_downloaded(monkeypatch, unet, tmp_path):
     monkeypatch.setattr("instructors.load.snapshot_download", snapshot)
     assert locate("somebody/something") == tmp_path
     assert asked[0] == ["*.json", "README.md"]
-    assert sorted(asked[1][2:]) == ["unet/diffusion_pytorch_model*", "vae/diffusion_pytorch_model*"]
+    assert sorted(asked[1][2:]) == [
+        "unet/diffusion_pytorch_model*.safetensors",
+        "vae/diffusion_pytorch_model*.safetensors",
+    ]
