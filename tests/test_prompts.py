@@ -13,11 +13,17 @@ from PIL import Image
 
 from distill.__main__ import RECIPES
 from distill.__main__ import main as distill
+from eval import features
 from eval.__main__ import main as evaluate
 from eval.clip import Clip
+from eval.protocol import Protocol
+from eval.yardstick import Yardstick
+from instil import data
 from instil.checkpoint import write_tensors
 from instil.errors import InstilError
+from instructors.conditioning import Conditioning
 from instructors.load import load
+from instructors.prepare import prepare
 from instructors.prompts import encode, read_prompts
 
 PROMPTS = ["a fox", "two owls", "the sea"]
@@ -89,9 +95,6 @@ def test_prompts_are_encoded_once_as_diffusers_does(tiny_pipeline, monkeypatch):
 
 
 def test_encoders_are_not_kept(tiny_pipeline, prompts):
-    from instructors.conditioning import Conditioning
-    from instructors.prepare import prepare
-
     instructor = prepare(str(tiny_pipeline("sd")), Conditioning(prompts=str(prompts)))
     kinds = {type(m).__name__ for m in instructor.denoiser.modules()}
     assert "UNet2DConditionModel" in kinds
@@ -200,7 +203,8 @@ def test_documented_commands_fit_their_families(family, tiny_pipeline, prompts, 
     assert distill([*words, "side=4"] if kind == "flux" else words) == 0, capsys.readouterr().err
 
 
-def test_a_text_model_through_a_whole_run(tiny_pipeline, tiny_clip, prompts, tmp_path):
+def test_a_text_model_through_a_whole_run(tiny_pipeline, tiny_clip, prompts, tmp_path, monkeypatch):
+    monkeypatch.setattr("distill.session.ROWS", 1)
     folder = tiny_pipeline("sd")
     words = [
         "sd15",
@@ -223,9 +227,6 @@ def test_a_text_model_through_a_whole_run(tiny_pipeline, tiny_clip, prompts, tmp
 
 
 def test_a_text_model_on_the_yardstick(tiny_pipeline, prompts, tmp_path, capsys):
-    from eval import features
-    from instil import data
-
     colour = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
     np.savez(tmp_path / "c.npz", images=colour, labels=np.arange(40) % 2)
     images = data.load(str(tmp_path / "c.npz"))
@@ -233,13 +234,22 @@ def test_a_text_model_on_the_yardstick(tiny_pipeline, prompts, tmp_path, capsys)
     about = {"shape": list(images.shape), "classes": 2}
     metadata = {"extractor": json.dumps(about)}
     write_tensors(tmp_path / "e.safetensors", network.state_dict(), metadata)
-    words = ["fid", "--instructor", str(tiny_pipeline("sd")), "--steps", "2", "--samples", "8"]
-    words += ["--reference", str(tmp_path / "c.npz"), "--seeds", "1"]
-    words += ["--extractor", str(tmp_path / "e.safetensors"), "--json", str(tmp_path / "r.json")]
-    assert evaluate([*words, "--prompts", str(prompts), "--guidance", "2"]) == 0
-    assert json.loads((tmp_path / "r.json").read_text())["nfe"] == 6
+    reference, extractor = str(tmp_path / "c.npz"), str(tmp_path / "e.safetensors")
+    folder = str(tiny_pipeline("sd"))
+    protocol = Protocol(
+        extractor=extractor,
+        reference=reference,
+        samples=8,
+        seeds=1,
+        quick_samples=4,
+        instructor_steps=2,
+    )
+    instructor = prepare(folder, Conditioning(prompts=str(prompts), guidance=2.0))
+    figures = Yardstick(protocol, instructor, torch.device("cpu")).instructor_figures()
+    assert figures["fd"]["mean"] > 0
+    words = ["--instructor", folder, "--reference", reference, "--extractor", extractor]
     capsys.readouterr()
-    assert evaluate(words) == 2
+    assert evaluate(["fid", *words]) == 2
     assert "expected a text file with a prompt per line" in capsys.readouterr().err
 
 
