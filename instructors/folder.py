@@ -40,6 +40,12 @@ def appearing(folder: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def is_ours(denoiser: Denoiser) -> bool:
+    """Whether diffusers lacks its network, or what stands around it: only we read its folder."""
+    network = type(getattr(denoiser, "network", None)).__name__
+    return network == "SongUNet" or isinstance(denoiser, ContinuousVP | ContinuousVE)
+
+
 def save(folder: Path, denoiser: Denoiser) -> None:
     """Write what `instructors.load.load` makes the same denoiser of.
 

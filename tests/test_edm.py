@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import zlib
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 
+from distill.__main__ import main as distill
 from instil.errors import InstilError
 from instructors.__main__ import main
 from instructors.continuous import ContinuousVE, ContinuousVP
@@ -19,8 +22,10 @@ from instructors.discrete import DiscreteVP
 from instructors.edm import read_checkpoint
 from instructors.karras import Karras
 from instructors.load import load
+from students.one_step import OneStep
 
-GOLDEN = sorted((Path(__file__).parent / "golden" / "edm").glob("*.safetensors"))
+ROOT = Path(__file__).parents[1]
+GOLDEN = sorted((ROOT / "tests" / "golden" / "edm").glob("*.safetensors"))
 NAMES = [path.stem for path in GOLDEN]
 
 
@@ -328,3 +333,68 @@ def test_source_text_that_would_write_to_disk_leaves_no_trace(persistent, tmp_pa
     assert not any(str(trace).encode() in content for content in written)
     pickle.loads(path.read_bytes())  # what other readers do
     assert trace.exists()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "name"),
+    [
+        ("cifar10-edm-uncond", "song-positional-standard-standard-4"),
+        ("cifar10-edm-cond", "edm-fp16"),
+        ("imagenet64-edm", "adm-edm"),
+    ],
+)
+def test_recipes_are_built_on_a_stand_in(checkpoint, tmp_path, capsys, recipe, name):
+    text = (ROOT / "distill" / "recipes" / f"{recipe}.yaml").read_text()
+    assert text.startswith("# not yet run by us\n")
+    path, golden = checkpoint(name)
+    convert(path, tmp_path / "out")
+    source = f"instructor={tmp_path / 'out'}"
+    assert distill([recipe, source, "--dry-run", "--json", str(tmp_path / "plan.json")]) == 0
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert plan["samples"] == f"(3, 8, 8), {golden.arguments.get('label_dim', 0)} classes"
+    assert plan["per update"].startswith("10 forward")
+    # Without the folder, one sentence.
+    assert distill([recipe, "--dry-run"]) == 2
+    assert f"{recipe}: expected the folder" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("recipe", "name"),
+    [
+        ("cifar10-edm-uncond", "song-positional-standard-skip-4"),
+        ("cifar10-edm-cond", "edm-fp16"),
+        ("cifar10-edm-cond", "vp"),
+        ("cifar10-edm-uncond", "ve"),
+        ("imagenet64-edm", "adm-edm"),
+        ("imagenet64-edm", "adm-iddpm"),
+    ],
+)
+def test_from_a_checkpoint_to_a_student_that_is_read_again(checkpoint, tmp_path, recipe, name):
+    path, _ = checkpoint(name, file="edm-cifar10-32x32-cond-vp.pkl")
+    convert(path, tmp_path / "out")
+    words = [recipe, f"instructor={tmp_path / 'out'}", f"output={tmp_path / 'runs'}"]
+    words += ["train={steps: 3, batch: 4, accumulation: 1, precision: 'no', averages: [0]}"]
+    words += ["evaluation={extractor: null, instructor_steps: 2}", "optimizer.lr=1.0e-3"]
+    assert distill(words) == 0
+    folder = tmp_path / "runs" / recipe / "student"
+    assert "license: cc-by-nc-sa-4.0" in (folder / "README.md").read_text()
+    checkpoints = tmp_path / "runs" / recipe / "checkpoints"
+    trained = load_file(checkpoints / "step-00000003" / "average-0.safetensors")
+    if name.startswith("adm"):  # plain diffusers: the classes of its index are all its own
+        index = json.loads((folder / "model_index.json").read_text())
+        assert {part[0] for part in index.values() if isinstance(part, list)} == {"diffusers"}
+        return
+    instructor = load(str(folder))
+    assert type(instructor.denoiser) is type(load(str(tmp_path / "out")).denoiser)
+    student = OneStep(instructor.denoiser, 2.5)
+    for key, tensor in student.state_dict().items():
+        assert torch.equal(tensor, trained[key]), key
+    changed = load(str(tmp_path / "out")).denoiser.state_dict()
+    assert not torch.equal(
+        changed["network.map_layer0.weight"], trained["denoiser.network.map_layer0.weight"]
+    )
+    usage = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)[1]
+    scope = {}
+    exec(usage.replace('"student"', repr(str(folder))), scope)
+    assert scope["images"].shape == (16, 3, 8, 8)
