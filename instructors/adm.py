@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from instil.errors import InstilError
-from instructors.arguments import AdmArguments
+from instructors.edm_arguments import AdmArguments
 
 GROUPS = 32  # of every normalisation; ADM has fewer where there are less than four channels each
 HEAD = 64  # channels of an attention head
@@ -93,7 +93,10 @@ def unet_tensors(given: AdmArguments, tensors: Mapping[str, Tensor]) -> dict[str
             if tensor.shape != (1, 1, 2, 2) or (tensor != 0.25).any():
                 raise InstilError(f"{name}: an ADM network averages four pixels, this one does not")
         elif name != "map_augment.weight":
-            found.update(_renamed(given, name, tensor))
+            for target, value in _renamed(given, name, tensor):
+                if target in found:
+                    raise InstilError(f"{name}: a weight that the file holds under another name")
+                found[target] = value
     return found
 
 
@@ -105,26 +108,25 @@ def _renamed(given: AdmArguments, name: str, tensor: Tensor) -> Iterator[tuple[s
     if name == "map_label.weight":
         yield "class_embedding.weight", tensor.T
         return
-    match = re.fullmatch(r"(enc|dec)\.(\d+)x\d+_([a-z]+)(\d*)(?:\.(\w+))?", part)
-    if match is None:
+    sizes = [given.img_resolution >> level for level in range(len(given.channel_mult))]
+    match = re.fullmatch(r"(enc|dec)\.(\d+)x\2_([a-z]+)(\d*)(?:\.(\w+))?", part)
+    if match is None or int(match[2]) not in sizes:
         raise InstilError(f"{name}: not a weight of an ADM network")
     side, resolution, role, number, inner = match.groups()
-    levels = len(given.channel_mult)
-    sizes = [given.img_resolution >> level for level in range(levels)]
-    level = sizes.index(int(resolution)) if int(resolution) in sizes else 0
     if role == "conv":
         yield f"conv_in.{kind}", tensor
         return
-    number = number or "0"
+    level, number = sizes.index(int(resolution)), number or "0"
+    last = len(sizes) - 1
     block, resnet = {
         ("enc", "block"): (f"down_blocks.{level}", f"resnets.{number}"),
         ("enc", "down"): (f"down_blocks.{level - 1}", "downsamplers.0"),
         ("dec", "in"): ("mid_block", f"resnets.{number}"),
-        ("dec", "block"): (f"up_blocks.{levels - 1 - level}", f"resnets.{number}"),
-        ("dec", "up"): (f"up_blocks.{levels - 2 - level}", "upsamplers.0"),
-    }.get((side, role), ("?", "?"))
+        ("dec", "block"): (f"up_blocks.{last - level}", f"resnets.{number}"),
+        ("dec", "up"): (f"up_blocks.{last - 1 - level}", "upsamplers.0"),
+    }.get((side, role), ("", ""))
     attention = f"{block}.attentions.{number}"
-    if inner in RENAMED:
+    if block and inner in RENAMED:
         yield f"{block}.{resnet}.{RENAMED[inner]}.{kind}", tensor
     elif inner == "norm2":
         yield f"{attention}.group_norm.{kind}", tensor

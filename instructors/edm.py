@@ -8,10 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from instil.checkpoint import compare
-from instil.config import Config, validate
+from instil.config import validate
 from instil.errors import InstilError
 from instructors import adm
-from instructors.arguments import (
+from instructors.continuous import ContinuousVE, ContinuousVP
+from instructors.denoiser import Denoiser
+from instructors.discrete import DiscreteVP
+from instructors.edm_arguments import (
     AdmArguments,
     EDMArguments,
     IDDPMArguments,
@@ -20,14 +23,12 @@ from instructors.arguments import (
     VEArguments,
     VPArguments,
 )
-from instructors.continuous import ContinuousVE, ContinuousVP
-from instructors.denoiser import Denoiser
-from instructors.discrete import DiscreteVP
 from instructors.karras import Karras
 from instructors.pickles import Node, arguments, read, state_dict
 
+Around = EDMArguments | VPArguments | VEArguments | IDDPMArguments
 # Class of the checkpoint: its arguments, and the network it has by default.
-PRECONDITIONINGS: dict[str, tuple[type[Config], str]] = {
+PRECONDITIONINGS: dict[str, tuple[type[Around], str]] = {
     "EDMPrecond": (EDMArguments, "DhariwalUNet"),
     "VPPrecond": (VPArguments, "SongUNet"),
     "VEPrecond": (VEArguments, "SongUNet"),
@@ -125,7 +126,7 @@ def _network(given: NetworkArguments, variance: bool, tensors: Mapping[str, Tens
 
 
 def _around(
-    network: nn.Module, shape: tuple[int, ...], classes: int, given: Config, levels: Tensor | None
+    network: nn.Module, shape: tuple[int, ...], classes: int, given: Around, levels: Tensor | None
 ) -> Denoiser:
     if isinstance(given, EDMArguments):
         low = max(given.sigma_min, SMALLEST_SIGMA)
@@ -135,9 +136,9 @@ def _around(
         return ContinuousVP(network, shape, *rates, classes=classes)
     if isinstance(given, VEArguments):
         return ContinuousVE(network, shape, given.sigma_min, given.sigma_max, classes)
-    if levels is None or levels.ndim != 1 or len(levels) < 3 or levels[-1] != 0:
-        raise InstilError("u: expected the noise levels of an iDDPM checkpoint, falling to 0")
-    rising = levels[:-1].double().flip(0)
-    if not (rising.isfinite().all() and (rising.diff() > 0).all() and rising[0] > 0):
+    if levels is None or levels.shape != (given.M + 1,):
+        raise InstilError(f"u: expected the {given.M + 1} noise levels of an iDDPM checkpoint")
+    rising = levels.double().flip(0)
+    if rising[0] != 0 or not (rising.isfinite().all() and (rising.diff() > 0).all()):
         raise InstilError("u: expected noise levels that fall to 0")
-    return DiscreteVP(network, shape, 1 / (1 + rising**2), "epsilon", classes)
+    return DiscreteVP(network, shape, 1 / (1 + rising[1:] ** 2), "epsilon", classes)

@@ -91,7 +91,7 @@ def close(found, expected, tolerance=1e-5):
 
 
 def test_there_is_a_golden_value_for_every_option():
-    assert len(GOLDEN) == 36
+    assert len(GOLDEN) == 34
     sizes = [path.stat().st_size for path in GOLDEN]
     assert max(sizes) < 100_000
     assert sum(sizes) < 700_000
@@ -244,10 +244,15 @@ def tampered(change):
         ("adm-edm", lambda t: t.update({"model.enc.9_x": torch.ones(1)}), "enc.9_x: not a weight"),
         (
             "adm-edm",
+            lambda t: t.update({"model.dec.4x4_conv.bias": torch.ones(128)}),
+            "dec.4x4_conv.bias: a weight that the file holds under another name",
+        ),
+        (
+            "adm-edm",
             lambda t: t["model.enc.4x4_down.skip.resample_filter"].mul_(2),
             "an ADM network averages four pixels",
         ),
-        ("adm-iddpm", lambda t: t.pop("u"), "u: expected the noise levels"),
+        ("adm-iddpm", lambda t: t.pop("u"), "u: expected the 1001 noise levels"),
         ("adm-iddpm", lambda t: t["u"].mul_(-1), "u: expected noise levels that fall"),
     ],
 )
@@ -333,6 +338,39 @@ def test_source_text_that_would_write_to_disk_leaves_no_trace(persistent, tmp_pa
     assert not any(str(trace).encode() in content for content in written)
     pickle.loads(path.read_bytes())  # what other readers do
     assert trace.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"beta_d": ...}, "its scheduler names no 'beta_d'"),
+        ({"beta_min": "small"}, "its scheduler holds values of another kind"),
+        ({"_class_name": "ContinuousVF"}, "scheduler ContinuousVF .* is not supported"),
+    ],
+)
+def test_a_folder_that_was_edited_badly(checkpoint, tmp_path, change, message):
+    path, _ = checkpoint("vp")
+    convert(path, tmp_path / "out")
+    file = tmp_path / "out" / "scheduler" / "scheduler_config.json"
+    content = json.loads(file.read_text()) | change
+    file.write_text(json.dumps({k: v for k, v in content.items() if v is not ...}))
+    with pytest.raises(InstilError, match=message):
+        load(str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("name", ["song-fourier-residual-skip-4", "edm-fp16"])
+def test_autocast_and_the_compiler_understand_the_network(checkpoint, name):
+    path, golden = checkpoint(name)
+    denoiser = read_checkpoint(path)
+    arguments = (golden.noisy, golden.sigma, golden.condition)
+    with torch.no_grad():
+        compiled = torch.compile(denoiser.network, backend="eager", fullgraph=True)
+        time = golden.sigma.log() / 4
+        close(compiled(golden.x, time, golden.label), golden.found["network"])
+        with torch.autocast("cpu", torch.bfloat16):
+            found = denoiser(*arguments)
+    assert found.dtype == torch.float32
+    close(found, golden.found["denoised"], 0.05)
 
 
 @pytest.mark.parametrize(
