@@ -73,7 +73,7 @@ def convert(path: Path, out: Path) -> dict[str, Any]:
             folder.save(partial, denoiser)
             write_text(partial / "README.md", _card(facts))
     except OSError as error:
-        raise InstilError(f"{out}: cannot be written ({error.strerror})") from None
+        raise InstilError(f"{out}: cannot be written ({error})") from None
     return facts
 
 
