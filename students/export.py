@@ -11,9 +11,9 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from instil.errors import InstilError
-from instructors import folder as layout
 from instructors.denoiser import Denoiser
 from instructors.discrete import DiscreteVP
+from instructors.folder import appearing, is_ours, save
 from instructors.karras import Karras
 from students.one_step import OneStep
 from students.student import Student
@@ -49,9 +49,9 @@ def export(student: Student, folder: Path, card: Mapping[str, Any]) -> None:
     Raises:
         InstilError: The student's network has no layout.
     """
-    if isinstance(student, OneStep) and layout.is_ours(student.denoiser):
-        with layout.appearing(folder) as partial:
-            layout.save(partial, student.denoiser)
+    if isinstance(student, OneStep) and is_ours(student.denoiser):
+        with appearing(folder) as partial:
+            save(partial, student.denoiser)
             _card(student, folder, card).save(partial / "README.md")
         return
     from diffusers import UNet2DModel  # seconds to import
@@ -63,7 +63,7 @@ def export(student: Student, folder: Path, card: Mapping[str, Any]) -> None:
             f"with a {type(network).__name__} network"
         )
     pipeline = _pipeline(network, student.denoiser, student.sigma, bool(student.classes))
-    with layout.appearing(folder) as partial:
+    with appearing(folder) as partial:
         pipeline.save_pretrained(partial)
         _card(student, folder, card).save(partial / "README.md")
 
@@ -102,7 +102,7 @@ def _pipeline(network: Any, denoiser: Denoiser, sigma: float, conditional: bool)
 
 
 def _card(student: OneStep, folder: Path, card: Mapping[str, Any]) -> ModelCard:
-    ours = layout.is_ours(student.denoiser)
+    ours = is_ours(student.denoiser)
     metadata = ModelCardData(
         license=card["licence"] if card["licence"] != "unknown" else None,
         library_name="instil" if ours else "diffusers",
