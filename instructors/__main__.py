@@ -1,4 +1,4 @@
-"""Train or inspect instructors; under Accelerate, `accelerate launch -m instructors train …`."""
+"""Train, convert or inspect instructors; `accelerate launch -m instructors train …` trains."""
 
 import argparse
 import shlex
@@ -26,9 +26,15 @@ def main(argv: list[str] | None = None) -> int:
     inspect = commands.add_parser("inspect", help="say what a model is; executes nothing of it")
     inspect.add_argument("source", help="a folder, an embedded name or a hub id")
     inspect.add_argument("--json", type=Path, metavar="PATH", help="also write the table there")
+    convert = commands.add_parser("convert", help="make safetensors of an EDM pickle; runs nothing")
+    convert.add_argument("file", type=Path, help="such as edm-cifar10-32x32-uncond-vp.pkl")
+    convert.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
+    convert.add_argument("--json", type=Path, metavar="PATH", help="also write the table there")
     arguments = parser.parse_args(argv)
     if arguments.command == "inspect":
         return _inspect(arguments.source, arguments.json)
+    if arguments.command == "convert":
+        return _convert(arguments.file, arguments.out, arguments.json)
     source, overrides = arguments.recipe, arguments.overrides
     if source and "=" in source:
         source, overrides = None, [source, *overrides]
@@ -49,6 +55,22 @@ def _inspect(source: str, json: Path | None) -> int:
 
     facts = describe(load(source))
     show(source, rows(facts))
+    if json:
+        write_json(json, facts)
+    return 0
+
+
+def _convert(file: Path, out: Path, json: Path | None) -> int:
+    from instil.report import show, write_json
+    from instructors.convert import convert
+
+    facts = convert(file, out)
+    rows = [{"what": key, "value": str(value)} for key, value in facts.items()]
+    show(f"{file} -> {out}", rows)
+    if facts["licence"] == "unknown":
+        note(f"licence: unknown; if you know it, write `license: …` into {out / 'README.md'}")
+    else:
+        note(f"licence: {facts['licence']}, which students made from {out} inherit")
     if json:
         write_json(json, facts)
     return 0

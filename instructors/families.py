@@ -140,6 +140,8 @@ FAMILIES: dict[str, Family] = {
             ("time_proj.weight",) if network.config.time_embedding_type == "fourier" else ()
         ),
     ),
+    # of EDM's checkpoints; ours, since diffusers lacks it
+    "SongUNet": Family(plain, classes=lambda config: config.num_class_embeds or 0, latent=False),
     "DiTTransformer2DModel": Family(
         _dit, classes=lambda config: config.num_embeds_ada_norm, has_null_label=True
     ),

@@ -5,7 +5,13 @@ from typing import Any
 from instructors.codec import Autoencoder, Codec, UnitRange
 from instructors.load import Instructor
 
-PREDICTED = {"Karras": "EDM's F", "Flow": "velocity", "ScoreVE": "score"}
+PREDICTED = {
+    "Karras": "EDM's F",
+    "Flow": "velocity",
+    "ScoreVE": "score",
+    "ContinuousVP": "epsilon",
+    "ContinuousVE": "noise",
+}
 
 
 def describe(instructor: Instructor) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from instructors.discrete import PREDICTIONS, DiscreteVP
 from instructors.exploding import ScoreVE
 from instructors.families import FAMILIES, Family
 from instructors.flow import Flow
+from instructors.folder import ADAPTERS, adapt
 from instructors.karras import Karras
 from instructors.prior import Prior, labels
 
@@ -191,15 +192,18 @@ def _scheduler(source: str, folder: Path) -> dict[str, Any]:
 
 
 def read_model(source: str, folder: Path, name: str) -> Any:
-    """A model of diffusers' class `name`, from safetensors alone, every tensor accounted for.
+    """A model of diffusers' class `name` or ours, from safetensors, every tensor accounted for.
 
     Raises:
         InstilError: A file is missing or corrupted, or does not fit its configuration.
     """
     import diffusers  # seconds to import
 
+    from instructors import song_unet
+
+    library: Any = song_unet if name == "SongUNet" else diffusers
     try:
-        loaded: Any = getattr(diffusers, name).from_pretrained(
+        loaded: Any = getattr(library, name).from_pretrained(
             folder, output_loading_info=True, use_safetensors=True, local_files_only=True
         )
     except Exception as error:  # a corrupted file surfaces as half a dozen kinds of error
@@ -258,6 +262,11 @@ def _by_schedule(
     flow = name == "FlowMatchEulerDiscreteScheduler" and not scheduler.get("invert_sigmas")
     if flow or prediction == "flow_prediction":
         return Flow(network, shape, classes)
+    if name in ADAPTERS:
+        try:
+            return adapt(scheduler, network, shape, classes)
+        except ValueError as error:
+            raise InstilError(f"{source}: {error}") from None
     if "beta_schedule" in scheduler and prediction in PREDICTIONS:
         from diffusers import DDPMScheduler
 

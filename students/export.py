@@ -1,7 +1,10 @@
-"""A one-step student as a folder that plain diffusers loads and samples in one step."""
+"""A one-step student as a folder that plain diffusers loads and samples in one step.
+
+Where diffusers lacks the network or what stands around it, the folder is of the same layout and
+`instructors.load` reads it.
+"""
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from instructors.discrete import DiscreteVP
 from instructors.exploding import ScoreVE
 from instructors.families import FAMILIES
 from instructors.flow import Flow
+from instructors.folder import appearing, is_ours, save
 from instructors.karras import Karras
 from students.one_step import OneStep
 from students.student import Student
@@ -25,12 +29,23 @@ from diffusers import DiffusionPipeline
 pipeline = DiffusionPipeline.from_pretrained("{folder}")
 images = pipeline({arguments}num_inference_steps=1{further}).images
 """
+# Diffusers has no class for this student.
+OWN_USAGE = """\
+import torch
+from instructors.denoiser import class_labels
+from instructors.load import load
+from students.one_step import OneStep
+
+student = OneStep(load("{folder}").denoiser, {sigma})
+labels = class_labels(student.classes, torch.arange(16))
+images = student((torch.randn(16, *student.shape),), labels)
+"""
 
 
 def export(
     student: Student, folder: Path, card: Mapping[str, Any], pipeline: Path | None = None
 ) -> None:
-    """Write a diffusers pipeline with a model card; an existing folder is replaced as a whole.
+    """Write a pipeline with a model card; an existing folder is replaced as a whole.
 
     Args:
         student: On the CPU or not; written as it is.
@@ -39,8 +54,13 @@ def export(
         pipeline: The instructor's folder: autoencoder and text encoders are taken from it.
 
     Raises:
-        InstilError: The student's network has no layout that plain diffusers knows.
+        InstilError: The student's network has no layout.
     """
+    if isinstance(student, OneStep) and is_ours(student.denoiser):
+        with appearing(folder) as partial:
+            save(partial, student.denoiser)
+            _card(student, folder, card).save(partial / "README.md")
+        return
     network = getattr(student.denoiser, "network", None) if isinstance(student, OneStep) else None
     family = FAMILIES.get(type(network).__name__)
     if not isinstance(student, OneStep) or family is None:
@@ -58,12 +78,9 @@ def export(
         layout = _of_instructor(network, scheduler, pipeline)
     else:
         layout = _of_network(network, scheduler, bool(student.classes))
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    layout.save_pretrained(partial)
-    _card(student, folder, card).save(partial / "README.md")
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    with appearing(folder) as partial:
+        layout.save_pretrained(partial)
+        _card(student, folder, card).save(partial / "README.md")
 
 
 def _scheduler(network: Any, denoiser: Denoiser, sigma: float) -> Any:
@@ -181,12 +198,16 @@ def _arguments(student: OneStep) -> dict[str, str]:
 
 
 def _card(student: OneStep, folder: Path, card: Mapping[str, Any]) -> ModelCard:
+    ours = is_ours(student.denoiser)
     metadata = ModelCardData(
         license=card["licence"] if card["licence"] != "unknown" else None,
-        library_name="diffusers",
+        library_name="instil" if ours else "diffusers",
         tags=["one-step", "distillation", "data-free"],
     )
-    usage = USAGE.format(folder=folder.name, **_arguments(student))
+    if ours:
+        usage = OWN_USAGE.format(folder=folder.name, sigma=student.sigma)
+    else:
+        usage = USAGE.format(folder=folder.name, **_arguments(student))
     figures = "\n".join(f"| {name} | {value} |" for name, value in card["figures"].items())
     return ModelCard(
         f"""---
