@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor, nn
 
 from instil.draws import Draws
@@ -32,3 +33,19 @@ class Student(nn.Module, ABC):
     @abstractmethod
     def forward(self, latent: Latent, condition: Condition = UNCONDITIONAL) -> Tensor:
         """Map latents to samples (B, *shape) in [-1, 1]; not clamped, which would cut gradients."""
+
+
+def one_hot(condition: Condition, classes: int, like: Tensor) -> Tensor:
+    """The labels of a condition as (B, classes) zeros and ones, with the rows of `like` (B, …).
+
+    Raises:
+        ValueError: A label is missing or not expected.
+    """
+    label = condition.get("label")
+    if (label is None) == bool(classes):
+        got = "none" if label is None else "some"
+        wanted = f"class numbers below {classes}" if classes else "no labels"
+        raise ValueError(f"label: expected {wanted}, got {got}")
+    if label is None:
+        return like.new_zeros(len(like), 0)
+    return torch.nn.functional.one_hot(label, classes).to(like.dtype)
