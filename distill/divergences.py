@@ -13,7 +13,12 @@ sample, |a| is a mean absolute value over them, and sg stops gradients.
           d/dx = (F - T) / |x - T|                                                              (2)
     SiD   Score identity distillation, a Fisher divergence written without the student's score:
           L = <T - F, (T - x) - alpha (T - F)> / sg|x - T|                                      (3)
-          with gradients through T and F into x, where the others have none.
+          with gradients through T and F into x, where IKL and DMD have none.
+    SIM   Score implicit matching: the same identity for any distance d of the two scores,
+          L = <d'(T - F), F - x>,   d(e) = sqrt(<e, e> + c**2) - c                              (4)
+          again with gradients through T and F. With d(e) = <e, e> / 2 it is (3) for alpha = 1
+          without the normalisation. The authors' training code is not public: distance and units
+          (denoisers, not scores; c for each root of a sample's size) are a reconstruction.
 
 A divergence is a pure function of tensors. It calls no network, so forwards can be shared and a
 test can feed it the tensors of another implementation.
@@ -21,6 +26,7 @@ test can feed it the tensors of another implementation.
 Source:
     (1) Luo et al. 2023, arXiv 2305.18455. (2) Yin et al. 2023, arXiv 2311.18828.
     (3) Zhou et al. 2024, arXiv 2404.04057; alpha is 1.2 in its best results.
+    (4) Luo et al. 2024, arXiv 2410.16794.
 """
 
 from __future__ import annotations
@@ -28,7 +34,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, PositiveFloat
 
 from instil.config import Config, by_kind
 from instil.shapes import expand
@@ -106,8 +112,23 @@ class SiD(Divergence):
         return (product / _distance(sample, instructor_denoised)).flatten(1).sum(1)
 
 
+class SIM(Divergence):
+    """Equation (4). A small c follows the direction of the gap alone, a large one its size too."""
+
+    jacobian: ClassVar[bool] = True
+    kind: Literal["sim"] = "sim"
+    c: PositiveFloat = 0.1
+
+    def __call__(
+        self, sample: Tensor, sigma: Tensor, instructor_denoised: Tensor, fake_denoised: Tensor
+    ) -> Tensor:
+        gap = (instructor_denoised - fake_denoised).flatten(1)
+        size = (gap.square().sum(1) + self.c**2 * gap.shape[1]).sqrt()
+        return (gap * (fake_denoised - sample).flatten(1)).sum(1) / size
+
+
 Divergences = Annotated[
-    Annotated[IKL | DMD | SiD, Field(discriminator="kind")], BeforeValidator(by_kind)
+    Annotated[IKL | DMD | SiD | SIM, Field(discriminator="kind")], BeforeValidator(by_kind)
 ]
 
 

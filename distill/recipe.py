@@ -46,6 +46,8 @@ class Train(Config):
         batch: Images per update, over all processes.
         accumulation: Micro-batches per update, on each process.
         precision: Autocast of the networks; None takes what `accelerate launch` was told.
+        compile: Compile the networks; the first updates take minutes.
+        channels_last: Lay out images with their channels innermost, as tensor cores like it.
         seed: Of every random number.
         averages: Half-lives, in images, of the averages of the student that are kept.
         rampup: A half-life is at most this fraction of the images seen so far.
@@ -55,6 +57,8 @@ class Train(Config):
     batch: PositiveInt = 128
     accumulation: PositiveInt = 1
     precision: Literal["no", "bf16"] | None = None
+    compile: bool = False
+    channels_last: bool = False
     seed: Annotated[int, Field(ge=0)] = 0
     averages: Annotated[tuple[NonNegativeFloat, ...], Field(min_length=1)] = (10_000.0, 50_000.0)
     rampup: PositiveFloat = 0.05

@@ -134,6 +134,8 @@ class _Loop:
     ) -> None:
         self.state, self.instructor, self.method = state, instructor, method
         self.accelerator = accelerator
+        for module in (state.student, state.fake, instructor):
+            _arrange(module, method)
         self.student: nn.Module = accelerator.prepare_model(state.student)
         self.fake: nn.Module = accelerator.prepare_model(state.fake)
         self.batch = micro_batch(method, accelerator.num_processes)
@@ -246,6 +248,18 @@ def micro_batch(method: Method, processes: int) -> int:
             f"x {method.train.accumulation} micro-batch(es); choose a multiple of {parts}"
         )
     return method.train.batch // parts
+
+
+def _arrange(module: nn.Module, method: Method) -> None:
+    """Memory layout and compilation of the networks inside a student or denoiser, in place."""
+    if method.train.channels_last:
+        module.to(memory_format=torch.channels_last)
+    if method.train.compile:
+        # The shared forward of a divergence with a Jacobian is walked backwards twice.
+        torch._functorch.config.donated_buffer = not method.divergence.jacobian
+        for name, part in module.named_modules():
+            if name.rpartition(".")[2] == "network":
+                part.compile()
 
 
 def _gradient(

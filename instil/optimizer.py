@@ -47,7 +47,7 @@ class Adam(Config):
             betas=self.betas,
             eps=self.eps,
             weight_decay=self.weight_decay,
-            foreach=True,
+            fused=True,  # a third of the time of foreach on a CPU, one kernel on a GPU
         )
 
     def rate(self, step: int, steps: int) -> float:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from distill.divergences import DMD, IKL, SiD
+from distill.divergences import DMD, IKL, SIM, SiD
 from distill.recipe import Method
 from distill.trainer import State, train
 from instil.levels import LogNormal
@@ -29,7 +29,9 @@ def network(seed: int) -> Karras:
 
 def main(out: Path) -> None:
     accelerator = Accelerator(cpu=True)
-    settings = itertools.product((IKL(), DMD(), SiD(alpha=1.2)), (True, False), (1, 4), (1, 3))
+    settings = itertools.product(
+        (IKL(), DMD(), SiD(alpha=1.2), SIM()), (True, False), (1, 4), (1, 3)
+    )
     for divergence, shared, accumulation, updates in settings:
         own = None if shared else {"kind": "log_normal", "mean": 0.0}
         method = Method(divergence=divergence).replace(

@@ -45,7 +45,10 @@ def test_all_faults_are_reported_at_once_with_dotted_keys():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"divergence": "sidd"}, "divergence: unknown kind 'sidd', expected 'ikl', 'dmd', 'sid'"),
+        (
+            {"divergence": "sidd"},
+            "unknown kind 'sidd', expected 'ikl', 'dmd', 'sid', 'sim'",
+        ),
         ({"divergence": {"kind": "sid", "alfa": 1}}, "did you mean divergence.alpha"),
         ({"fake": {"optimizer": {"lr": "fast"}}}, "fake.optimizer.lr: input should be a valid num"),
         ({"train": {"steps": True}}, "train.steps: input should be a valid integer, got True"),

@@ -67,7 +67,7 @@ def method(**changes):
     return Method().replace(**settings | changes)
 
 
-@pytest.mark.parametrize("divergence", ["ikl", "dmd", "sid"])
+@pytest.mark.parametrize("divergence", ["ikl", "dmd", "sid", "sim"])
 def test_a_linear_student_reaches_a_gaussians_mean_and_covariance(divergence):
     settings = method(divergence=divergence)
     state = State.fresh(Linear(), GaussianScore(), settings)

@@ -2,10 +2,11 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from distill.divergences import DMD, IKL, SiD
+from distill.divergences import DMD, IKL, SIM, SiD
 from instructors.analytic import gaussian
 
 DIM, LATENT = 4, 2
@@ -102,6 +103,37 @@ def test_sid_differentiates_through_both_networks(laws, level, alpha):
     torch.testing.assert_close(found, expected / (sample - t).abs().mean(1, keepdim=True))
 
 
+def hermite(count):
+    """Nodes and weights of expectations over a standard normal."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(count)
+    return torch.from_numpy(nodes), torch.from_numpy(weights / weights.sum())
+
+
+@pytest.mark.parametrize("level", [0.3, 1.0, 5.0])
+@pytest.mark.parametrize("c", [0.5, 1.0, 50.0])
+def test_sim_follows_the_gradient_of_its_distance_under_the_students_fixed_law(level, c):
+    """d/d theta of E over x_s, held fixed, of d(T - F_theta): what the identity promises."""
+    a, b, mean, variance = 0.7, 0.4, -0.3, 1.6
+    nodes, weights = hermite(120)
+    instructor = gaussian(torch.tensor([mean]).double(), torch.tensor([[variance]]).double())
+    fake = gaussian(torch.tensor([b]).double(), torch.tensor([[a**2]]).double())
+
+    theta = torch.tensor([a, b], dtype=torch.float64, requires_grad=True)
+    fixed = b + (a**2 + level**2) ** 0.5 * nodes
+    sigma = torch.full_like(fixed, level)
+    gain = theta[0] ** 2 / (theta[0] ** 2 + level**2)
+    gap = instructor(fixed[:, None], sigma)[:, 0] - (theta[1] + gain * (fixed - theta[1]))
+    distance = ((gap**2 + c**2).sqrt() * weights).sum()
+    (expected,) = torch.autograd.grad(distance, theta)
+
+    z, noise = (grid.flatten() for grid in torch.meshgrid(nodes, nodes, indexing="ij"))
+    weight = (weights[:, None] * weights).flatten()
+    sigma = torch.full_like(z, level)
+    found, *_ = gradient(SIM(c=c), (a * z + b)[:, None], sigma, noise[:, None], instructor, fake)
+    found = torch.stack([(found[:, 0] * z * weight).sum(), (found[:, 0] * weight).sum()])
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
+
+
 def test_sid_with_alpha_one_is_the_released_short_form(laws):
     instructor, fake, *_, b = laws
     sample = torch.randn(9, DIM, dtype=torch.float64) + b
@@ -131,7 +163,7 @@ def test_a_lagging_fake_biases_the_gradient_as_predicted():
 def test_values_have_one_entry_per_sample_and_images_are_summed_over():
     sample, t, f = torch.randn(3, 5, 2, 4, 4, dtype=torch.float64)
     sigma = torch.rand(5, dtype=torch.float64) + 0.1
-    for divergence in (IKL(), DMD(), SiD()):
+    for divergence in (IKL(), DMD(), SiD(), SIM()):
         flat = divergence(sample.flatten(1), sigma, t.flatten(1), f.flatten(1))
         torch.testing.assert_close(divergence(sample, sigma, t, f), flat)
         assert flat.shape == (5,)

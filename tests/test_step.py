@@ -57,6 +57,8 @@ def plain_divergence(kind, x, t, f):
     """Loss per sample whose gradient with respect to x is the divergence's."""
     if kind == "ikl":
         return ((f - t).detach() * x).sum(1)
+    if kind == "sim":
+        return ((t - f) * (f - x)).sum(1) / ((t - f).square().sum(1) + 3 * 0.1**2).sqrt()
     size = (x - t).abs().mean(1).detach()
     if kind == "dmd":
         return ((f - t).detach() * x).sum(1) / size
@@ -107,7 +109,7 @@ def network(state):
 @pytest.mark.parametrize("updates", [1, 3])
 @pytest.mark.parametrize("accumulation", [1, 4])
 @pytest.mark.parametrize("shared", [True, False], ids=["shared", "two_pass"])
-@pytest.mark.parametrize("kind", ["ikl", "dmd", "sid"])
+@pytest.mark.parametrize("kind", ["ikl", "dmd", "sid", "sim"])
 def test_the_step_is_the_papers(trained, kind, shared, accumulation, updates):
     processes, folder = trained
     saved = torch.load(folder / f"{kind}-{shared}-{accumulation}-{updates}.pt")

@@ -28,7 +28,7 @@ def snapshot(module):
     return {name: value.clone() for name, value in module.state_dict().items()}
 
 
-@pytest.mark.parametrize("divergence", ["ikl", "dmd", "sid"])
+@pytest.mark.parametrize("divergence", ["ikl", "dmd", "sid", "sim"])
 @pytest.mark.parametrize("levels", [None, LogNormal()])
 def test_every_trained_parameter_moves_and_the_instructor_gets_nothing(setting, divergence, levels):
     instructor, student, fake = setting

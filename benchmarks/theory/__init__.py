@@ -1,0 +1,1 @@
+"""Experiments on the theory of the three diagnostics, numbered as in the project's notes."""

@@ -1,0 +1,149 @@
+"""Seconds per student update: this loop against the authors', in turn within one run.
+
+    python -m benchmarks.throughput [--networks digits ddpmpp adm] [--rounds 7] [--json PATH]
+
+Two columns, never mixed. *Algorithm*: the same kernels on both sides, so that 9 forward-equivalents
+against 7 bound the ratio by 1.29. *As shipped*: this loop with the precision, layout and compiler
+keys a recipe may set, against the authors' defaults.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from benchmarks.authors_loop import AuthorsLoop
+from benchmarks.harness import Rows, command, paired
+from distill.divergences import IKL
+from distill.fake_score import full_copy
+from distill.recipe import FakeScore, Method, Train
+from distill.trainer import State, train
+from instil.levels import LogNormal
+from instil.optimizer import Adam
+from instil.report import note
+from instructors.denoiser import Denoiser
+from instructors.karras import Karras
+from instructors.load import load
+from students.one_step import OneStep
+
+
+def digits() -> tuple[Denoiser, int]:
+    """The embedded 8x8 instructor."""
+    return load("digits").denoiser, 128
+
+
+def ddpmpp() -> tuple[Denoiser, int]:
+    """32x32, three levels of one width with attention in the middle: the shape of DDPM++."""
+    from diffusers import UNet2DModel
+
+    network: Any = UNet2DModel(
+        sample_size=32,
+        in_channels=3,
+        out_channels=3,
+        block_out_channels=(64, 64, 64),
+        layers_per_block=2,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=64,
+        resnet_time_scale_shift="scale_shift",
+    )
+    return Karras(network, (3, 32, 32)), 8
+
+
+def adm() -> tuple[Denoiser, int]:
+    """64x64, four levels of growing width with residual resampling: the shape of ADM."""
+    from diffusers import UNet2DModel
+
+    network: Any = UNet2DModel(
+        sample_size=64,
+        in_channels=3,
+        out_channels=3,
+        block_out_channels=(32, 64, 96, 128),
+        layers_per_block=1,
+        down_block_types=("ResnetDownsampleBlock2D", *3 * ("AttnDownBlock2D",)),
+        up_block_types=(*3 * ("AttnUpBlock2D",), "ResnetUpsampleBlock2D"),
+        downsample_type="resnet",
+        upsample_type="resnet",
+        attention_head_dim=32,
+        attn_norm_num_groups=32,
+        resnet_time_scale_shift="scale_shift",
+        num_class_embeds=10,
+    )
+    return Karras(network, (3, 64, 64), classes=10), 4
+
+
+NETWORKS = {"digits": digits, "ddpmpp": ddpmpp, "adm": adm}
+
+
+def ours(instructor: Denoiser, batch: int, shipped: dict[str, Any]) -> Any:
+    """An update of this loop on the paper's method, as a function."""
+    adam = Adam(lr=1e-5)
+    method = Method(
+        divergence=IKL(),
+        levels=LogNormal(),
+        optimizer=adam,
+        fake=FakeScore(optimizer=adam),
+        train=Train(steps=10**9, batch=batch, averages=(500_000.0,), **shipped),
+    )
+    state = State.fresh(OneStep(full_copy(instructor), 1.0), full_copy(instructor), method)
+    accelerator = Accelerator(mixed_precision=method.train.precision or "no")
+    reports = train(state, instructor, method, accelerator)
+    return lambda: next(reports)
+
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# What a recipe would set on this machine; channels-last gains nothing on a CPU (measured).
+SHIPPED = {"precision": "bf16", "compile": True, "channels_last": torch.cuda.is_available()}
+
+
+def run(arguments: argparse.Namespace) -> tuple[Rows, dict[str, Any]]:
+    """Time both loops on each network, in both columns."""
+    rows, facts = [], {}
+    for name in arguments.networks:
+        facts[name] = {}
+        for column, keys in (("algorithm", {}), ("shipped", SHIPPED)):
+            note(f"{name}, {column}")
+            instructor, batch = NETWORKS[name]()
+            instructor.eval().requires_grad_(False).to(DEVICE)
+            theirs = AuthorsLoop(instructor, batch).update
+            copied = full_copy(instructor).requires_grad_(False)  # compiled on one side alone
+            mine, other, ratio = paired(
+                _synchronised(ours(copied, batch, keys)),
+                _synchronised(theirs),
+                arguments.rounds,
+                arguments.calls,
+            )
+            facts[name][column] = {"ours": mine, "authors": other, "ratio": ratio}
+            rows.append(
+                {
+                    "network": name,
+                    "column": column,
+                    "ours": f"{1000 * mine:.0f} ms",
+                    "authors": f"{1000 * other:.0f} ms",
+                    "ratio": f"{ratio:.2f}",
+                }
+            )
+            AcceleratorState._reset_state(reset_partial_state=True)
+    return rows, facts
+
+
+def _synchronised(update: Callable[[], Any]) -> Callable[[], None]:
+    def call() -> None:
+        update()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    return call
+
+
+if __name__ == "__main__":
+    options: dict[str, dict[str, Any]] = {
+        "--networks": {"nargs": "+", "choices": list(NETWORKS), "default": list(NETWORKS)},
+        "--rounds": {"type": int, "default": 7, "help": "rounds of either loop [%(default)s]"},
+        "--calls": {"type": int, "default": 3, "help": "updates per round [%(default)s]"},
+    }
+    sys.exit(command(run, "Seconds per student update, median of paired rounds", options))
