@@ -2,13 +2,21 @@
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
 
 from distill.divergences import Divergences, SiD
 from eval.protocol import Protocol
 from instil.config import Config, by_kind
 from instil.levels import KarrasUniform, Levels
 from instil.optimizer import Adam
+from students.source import Source
 
 
 class OneStep(Config):
@@ -22,6 +30,17 @@ class OneStep(Config):
     sigma: PositiveFloat = 2.5
 
 
+class Generator(Source):
+    """A generator somebody already has, to be refined."""
+
+    kind: Literal["gan"] = "gan"
+
+
+Students = Annotated[
+    Annotated[OneStep | Generator, Field(discriminator="kind")], BeforeValidator(by_kind)
+]
+
+
 class FakeScore(Config):
     """The fake score and its training.
 
@@ -31,11 +50,15 @@ class FakeScore(Config):
         levels: Noise levels of its training. None shares levels, noise and forward pass with the
             divergence, which saves a forward.
         optimizer: Of the fake score.
+        warmup: Updates on the student's samples before its first update. A student that does not
+            start as the instructor needs them: until the fake score knows its law, the gap to the
+            instructor says nothing about it.
     """
 
     updates: PositiveInt = 1
     levels: Levels | None = None
     optimizer: Adam = Adam()
+    warmup: NonNegativeInt = 0
 
 
 class Train(Config):
@@ -100,7 +123,7 @@ class Recipe(Method):
 
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
     instructor: str
-    student: Annotated[OneStep, BeforeValidator(by_kind)] = OneStep()
+    student: Students = OneStep()
     evaluation: Protocol = Protocol()
     output: str = "runs"
     log_every: PositiveInt = 50

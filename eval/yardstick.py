@@ -50,7 +50,10 @@ class Yardstick:
         weights = Path(protocol.weights) if protocol.weights else None
         self.protocol, self.instructor, self.device = protocol, instructor, device
         self.extractor = features.load(protocol.extractor, weights, device.type)
-        self.reference = self._reference()
+        self.reference = self._reference(protocol.reference, protocol.samples)
+        self.quick_reference = self.reference
+        if protocol.quick_reference == "instructor":
+            self.quick_reference = self._reference("instructor", protocol.quick_samples)
         self.held_out = self._held_out()
 
     @property
@@ -82,7 +85,7 @@ class Yardstick:
     def quick(self, sampler: Sampler) -> float:
         """The distance alone, on few samples of seeds that are never reported."""
         pixels = self._generate(sampler, QUICK_SEEDS, self.protocol.quick_samples)
-        return metrics.distance(pixels, self.reference)
+        return metrics.distance(pixels, self.quick_reference)
 
     def floor(self) -> dict[str, Any]:
         """What images of the reference's own law score: `floor` and `floor_n`, None if unknown."""
@@ -128,10 +131,9 @@ class Yardstick:
             f"against {self.reference.name}"
         )
 
-    def _reference(self) -> metrics.Reference:
-        source = self.protocol.reference
+    def _reference(self, source: str, samples: int) -> metrics.Reference:
         if source == "instructor":
-            pixels = self._instructor_samples(REFERENCE_SEEDS)
+            pixels = self._instructor_samples(REFERENCE_SEEDS, samples)
             name = f"samples of {self.instructor.card.source}"
             return metrics.reference_of(data.Images(pixels, None, (), name), self.extractor)
         reference = metrics.load_reference(source, self.extractor)
@@ -147,17 +149,17 @@ class Yardstick:
         if self.protocol.held_out is not None:
             return data.load(self.protocol.held_out).pixels
         if self.protocol.reference == "instructor":
-            return self._instructor_samples(FLOOR_SEEDS)
+            return self._instructor_samples(FLOOR_SEEDS, self.protocol.samples)
         return None
 
-    def _instructor_samples(self, start: int) -> Tensor:
-        """A protocol's worth of the instructor's samples, cached."""
-        path = cache_folder() / f"samples-{self._key(f'samples {start}')}.npz"
+    def _instructor_samples(self, start: int, count: int) -> Tensor:
+        """Samples of the instructor, cached."""
+        path = cache_folder() / f"samples-{self._key(f'samples {start} {count}')}.npz"
         if path.exists():
             return data.load(str(path)).pixels
         steps = self.protocol.instructor_steps
         sampler = instructor_sampler(self.instructor.denoiser, steps)
-        pixels = self._generate(sampler, start, self.protocol.samples)
+        pixels = self._generate(sampler, start, count)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}")
         np.savez(partial, images=pixels.permute(0, 2, 3, 1).numpy())

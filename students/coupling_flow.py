@@ -57,7 +57,11 @@ class CouplingFlow(Student, Pretrained):
         spread: float = 1.0,
     ) -> None:
         from zuko.flows import NICE
-        from zuko.transforms import AdditiveTransform, MonotonicAffineTransform, MonotonicRQSTransform
+        from zuko.transforms import (
+            AdditiveTransform,
+            MonotonicAffineTransform,
+            MonotonicRQSTransform,
+        )
 
         super().__init__()
         self.shape, self.classes, self.context = tuple(shape), classes, context

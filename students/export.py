@@ -1,4 +1,4 @@
-"""A one-step student as a folder that plain diffusers loads and samples in one step."""
+"""A student as a folder with a card, in plain diffusers' layout where one exists, else in ours."""
 
 import shutil
 from collections.abc import Mapping
@@ -11,7 +11,9 @@ from instil.errors import InstilError
 from instructors.denoiser import Denoiser
 from instructors.discrete import DiscreteVP
 from instructors.karras import Karras
+from students.gan import GAN
 from students.one_step import OneStep
+from students.pretrained import Pretrained
 from students.student import Student
 
 USAGE = """\
@@ -20,6 +22,15 @@ from diffusers import DiffusionPipeline
 
 pipeline = DiffusionPipeline.from_pretrained("{folder}")
 images = pipeline(batch_size=16, num_inference_steps=1{labels}).images
+"""
+
+
+OWN_USAGE = """\
+from students.load import load
+from students.source import Source
+
+student = load(Source(weights="{folder}"{factory}))
+images = student.sample(seeds=range(16))
 """
 
 
@@ -34,21 +45,29 @@ def export(student: Student, folder: Path, card: Mapping[str, Any]) -> None:
     Raises:
         InstilError: The student's network has no layout that plain diffusers knows.
     """
+    layout = _layout(student)
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    _card(student, folder, card).save(partial / "README.md")
+    layout.save_pretrained(partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+def _layout(student: Student) -> Any:
+    """What can be saved: the student itself, or the pipeline that is one."""
     from diffusers import UNet2DModel  # seconds to import
 
+    if isinstance(student, Pretrained):
+        return student
     network = getattr(student.denoiser, "network", None) if isinstance(student, OneStep) else None
     if not isinstance(student, OneStep) or not isinstance(network, UNet2DModel):
         raise InstilError(
             f"export: no plain diffusers layout for a {type(student).__name__} student "
             f"with a {type(network).__name__} network"
         )
-    pipeline = _pipeline(network, student.denoiser, student.sigma, bool(student.classes))
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    pipeline.save_pretrained(partial)
-    _card(student, folder, card).save(partial / "README.md")
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    return _pipeline(network, student.denoiser, student.sigma, bool(student.classes))
 
 
 def _pipeline(network: Any, denoiser: Denoiser, sigma: float, conditional: bool) -> Any:
@@ -84,25 +103,34 @@ def _pipeline(network: Any, denoiser: Denoiser, sigma: float, conditional: bool)
     raise InstilError(f"export: no plain diffusers layout for a {type(denoiser).__name__} student")
 
 
-def _card(student: OneStep, folder: Path, card: Mapping[str, Any]) -> ModelCard:
+def _card(student: Student, folder: Path, card: Mapping[str, Any]) -> ModelCard:
+    own = isinstance(student, Pretrained)
     metadata = ModelCardData(
         license=card["licence"] if card["licence"] != "unknown" else None,
-        library_name="diffusers",
-        tags=["one-step", "distillation", "data-free"],
+        library_name="instil" if own else "diffusers",
+        tags=["one-step" if student.nfe == 1 else "few-step", "distillation", "data-free"],
     )
-    labels = f", class_labels=torch.arange(16) % {student.classes}" if student.classes else ""
-    usage = USAGE.format(folder=folder.name, labels=labels)
+    if own:
+        factory = f', factory="{student.factory}"' if isinstance(student, GAN) else ""
+        usage = OWN_USAGE.format(folder=folder.name, factory=factory)
+    else:
+        labels = f", class_labels=torch.arange(16) % {student.classes}" if student.classes else ""
+        usage = USAGE.format(folder=folder.name, labels=labels)
+    origin = "Distilled"
+    if "start" in card:
+        origin = f"`{card['start']}` (its licence holds as well) refined"
+    steps = f"at sigma {student.sigma:g}" if isinstance(student, OneStep) else "per image"
     figures = "\n".join(f"| {name} | {value} |" for name, value in card["figures"].items())
     return ModelCard(
         f"""---
 {metadata.to_yaml()}
 ---
 
-# {folder.resolve().parent.name}: a one-step generator
+# {folder.resolve().parent.name}: a {"one" if student.nfe == 1 else student.nfe}-step generator
 
-Distilled without data from `{card["instructor"]}` by Diff-Instruct (arXiv 2305.18455); one network
-evaluation at sigma {student.sigma:g}. Licence of the instructor, and so of this model:
-{card["licence"]}.
+{origin} without data from `{card["instructor"]}` by Diff-Instruct (arXiv 2305.18455);
+{student.nfe} network evaluation{"s" * (student.nfe > 1)} {steps}. Licence of the instructor, and so
+of this model: {card["licence"]}.
 
 ```python
 {usage}```

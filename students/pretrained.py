@@ -1,5 +1,6 @@
 """Weights into a module, all of them or an error; a student of our own class as a folder."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,10 +9,10 @@ from typing import Any, Self
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from torch import Tensor, nn
 
-from instil.checkpoint import compare, read_tensors
+from instil.checkpoint import compare, read_tensors, write_tensors, write_text
 from instil.errors import InstilError
 
-WEIGHTS = "model.safetensors"  # huggingface_hub's name for it
+CONFIG, WEIGHTS = "config.json", "model.safetensors"  # huggingface_hub's names
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,22 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], source: str) 
 class Pretrained(PyTorchModelHubMixin):
     """`save_pretrained`, `from_pretrained` and `push_to_hub` for students of our own classes.
 
-    The arguments of the constructor go into `config.json`, the weights into `model.safetensors`.
-    Where huggingface_hub would skip tensors that do not fit, this refuses them.
+    The arguments of the constructor go into `config.json` with the class's name, the weights into
+    `model.safetensors`. Where huggingface_hub would skip tensors that do not fit, this refuses
+    them.
     """
+
+    def core(self) -> nn.Module:
+        """The module whose tensors are saved, by its own names."""
+        assert isinstance(self, nn.Module)  # noqa: S101, of every subclass
+        return self
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """What `save_pretrained` calls."""
+        write_tensors(save_directory / WEIGHTS, self.core().state_dict())
+        arguments: Any = self._hub_mixin_config
+        config = {"student": type(self).__name__} | arguments
+        write_text(save_directory / CONFIG, json.dumps(config, indent=2) + "\n")
 
     @classmethod
     def _from_pretrained(
@@ -93,5 +107,5 @@ class Pretrained(PyTorchModelHubMixin):
             raise InstilError(
                 f"{model_id}: config.json does not describe a {cls.__name__} ({error})"
             ) from None
-        load_weights(student, read_tensors(path), str(path))
+        load_weights(student.core(), read_tensors(path), str(path))
         return student.to(map_location).eval()
