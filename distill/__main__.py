@@ -73,8 +73,8 @@ def _dry_run(recipe: Recipe, json: str | None) -> int:
     from instructors.load import load
 
     instructor = load(recipe.instructor)
-    build(recipe, instructor)
-    facts = plan(recipe, instructor, Accelerator().num_processes)
+    student = build(recipe, instructor).student
+    facts = plan(recipe, instructor, student, Accelerator().num_processes)
     show(f"{recipe.name}: nothing was run", [{"what": k, "value": v} for k, v in facts.items()])
     if json:
         write_json(Path(json), facts)

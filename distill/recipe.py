@@ -30,6 +30,17 @@ class OneStep(Config):
     sigma: PositiveFloat = 2.5
 
 
+class FewStep(Config):
+    """A copy of the instructor, read a few times with fresh noise in between.
+
+    Attributes:
+        sigmas: The noise levels it is read at, falling.
+    """
+
+    kind: Literal["few_step"] = "few_step"
+    sigmas: Annotated[tuple[PositiveFloat, ...], Field(min_length=1, strict=False)] = (2.5, 0.6)
+
+
 class Generator(Source):
     """A generator somebody already has, to be refined."""
 
@@ -37,7 +48,7 @@ class Generator(Source):
 
 
 Students = Annotated[
-    Annotated[OneStep | Generator, Field(discriminator="kind")], BeforeValidator(by_kind)
+    Annotated[OneStep | FewStep | Generator, Field(discriminator="kind")], BeforeValidator(by_kind)
 ]
 
 

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from distill.best import Best
 from distill.fake_score import full_copy
 from distill.plan import forwards_per_update
+from distill.recipe import FewStep as FewStepRecipe
 from distill.recipe import Generator, Recipe
 from distill.trainer import State, micro_batch, train
 from eval.images import Sampler, generate, instructor_sampler, student_sampler
@@ -29,6 +30,7 @@ from instil.report import (
 )
 from instructors.load import Instructor, load
 from students.export import export
+from students.few_step import FewStep
 from students.load import check
 from students.load import load as load_student
 from students.one_step import OneStep
@@ -46,7 +48,9 @@ def build(recipe: Recipe, instructor: Instructor) -> State:
     if isinstance(recipe.student, Generator):
         student = load_student(recipe.student).to(next(instructor.denoiser.parameters()).device)
         check(student, instructor.denoiser, recipe.student.weights)
-        student.train()  # its running statistics follow, as when it was trained
+        student.requires_grad_(True).train()  # running statistics follow, as when it was trained
+    elif isinstance(recipe.student, FewStepRecipe):
+        student = FewStep(full_copy(instructor.denoiser), recipe.student.sigmas).train()
     else:
         student = OneStep(full_copy(instructor.denoiser), recipe.student.sigma)
     return State.fresh(student, full_copy(instructor.denoiser), recipe)
@@ -160,7 +164,7 @@ class _Watch:
             "fd_name": yardstick.name if yardstick else None,
             "protocol": yardstick.describe() if yardstick else "nothing measured: no extractor",
             "seconds": round(seconds, 1),
-            "forwards_per_update": forwards_per_update(recipe),
+            "forwards_per_update": forwards_per_update(recipe, student.nfe),
             "processes": accelerator.num_processes,
             "peak_memory_bytes": peak_memory_bytes(),
             "environment": environment(),

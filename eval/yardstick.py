@@ -95,13 +95,19 @@ class Yardstick:
         return {"floor": distance, "floor_n": len(self.held_out)}
 
     def instructor_figures(self, record: bool = False) -> dict[str, Any]:
-        """`score` of the instructor's own sampler, and its `quick` distance under that name.
+        """`score` of the instructor's own sampler; its `quick` distance, if to the reference, too.
 
         Computed once per weights and protocol.
 
         Args:
             record: Keep it in the instructor's folder, not in the user's cache.
         """
+        figures = self._figures(record)
+        if self.quick_reference is not self.reference:  # the kept one is against the reference
+            figures = {key: value for key, value in figures.items() if key != "quick"}
+        return figures
+
+    def _figures(self, record: bool) -> dict[str, Any]:
         key = self._key("figures")
         shipped = self.instructor.card.folder / FIGURES
         cache = shipped if record else cache_folder() / FIGURES
@@ -110,7 +116,8 @@ class Yardstick:
                 return known[key]["figures"]
         steps = self.protocol.instructor_steps
         sampler = instructor_sampler(self.instructor.denoiser, steps)
-        figures = self.score(sampler) | {"quick": self.quick(sampler)}
+        pixels = self._generate(sampler, QUICK_SEEDS, self.protocol.quick_samples)
+        figures = self.score(sampler) | {"quick": metrics.distance(pixels, self.reference)}
         cache.parent.mkdir(parents=True, exist_ok=True)
         about = {"protocol": self.describe(), "nfe": 2 * steps - 1, "environment": environment()}
         write_json(cache, _read(cache) | {key: about | {"figures": figures}})

@@ -1,5 +1,6 @@
 """A student as a folder with a card, in plain diffusers' layout where one exists, else in ours."""
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,10 +8,12 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from instil.checkpoint import write_text
 from instil.errors import InstilError
 from instructors.denoiser import Denoiser
 from instructors.discrete import DiscreteVP
 from instructors.karras import Karras
+from students.few_step import FewStep
 from students.gan import GAN
 from students.one_step import OneStep
 from students.pretrained import Pretrained
@@ -24,6 +27,8 @@ pipeline = DiffusionPipeline.from_pretrained("{folder}")
 images = pipeline(batch_size=16, num_inference_steps=1{labels}).images
 """
 
+
+STEPS = "few_step.json"  # what a pipeline's scheduler cannot say
 
 OWN_USAGE = """\
 from students.load import load
@@ -51,6 +56,8 @@ def export(student: Student, folder: Path, card: Mapping[str, Any]) -> None:
     partial.mkdir(parents=True)
     _card(student, folder, card).save(partial / "README.md")
     layout.save_pretrained(partial)
+    if isinstance(student, FewStep):
+        write_text(partial / STEPS, json.dumps({"sigmas": student.sigmas}, indent=2) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
 
@@ -61,13 +68,21 @@ def _layout(student: Student) -> Any:
 
     if isinstance(student, Pretrained):
         return student
-    network = getattr(student.denoiser, "network", None) if isinstance(student, OneStep) else None
-    if not isinstance(student, OneStep) or not isinstance(network, UNet2DModel):
+    known = isinstance(student, OneStep | FewStep)
+    network = getattr(student.denoiser, "network", None) if known else None
+    if not known or not isinstance(network, UNet2DModel):
         raise InstilError(
             f"export: no plain diffusers layout for a {type(student).__name__} student "
             f"with a {type(network).__name__} network"
         )
-    return _pipeline(network, student.denoiser, student.sigma, bool(student.classes))
+    return _pipeline(network, student.denoiser, _levels(student)[0], bool(student.classes))
+
+
+def _levels(student: Student) -> tuple[float, ...]:
+    """The noise levels a student's denoiser is read at; none if it has no denoiser."""
+    if isinstance(student, OneStep):
+        return (student.sigma,)
+    return student.sigmas if isinstance(student, FewStep) else ()
 
 
 def _pipeline(network: Any, denoiser: Denoiser, sigma: float, conditional: bool) -> Any:
@@ -104,7 +119,7 @@ def _pipeline(network: Any, denoiser: Denoiser, sigma: float, conditional: bool)
 
 
 def _card(student: Student, folder: Path, card: Mapping[str, Any]) -> ModelCard:
-    own = isinstance(student, Pretrained)
+    own = isinstance(student, Pretrained | FewStep)
     metadata = ModelCardData(
         license=card["licence"] if card["licence"] != "unknown" else None,
         library_name="instil" if own else "diffusers",
@@ -119,7 +134,10 @@ def _card(student: Student, folder: Path, card: Mapping[str, Any]) -> ModelCard:
     origin = "Distilled"
     if "start" in card:
         origin = f"`{card['start']}` (its licence holds as well) refined"
-    steps = f"at sigma {student.sigma:g}" if isinstance(student, OneStep) else "per image"
+    levels = ", ".join(f"{sigma:g}" for sigma in _levels(student))
+    steps = f"at sigma {levels}" if levels else "per image"
+    if isinstance(student, FewStep):
+        steps += "; plain diffusers loads it as well and takes the first of them alone"
     figures = "\n".join(f"| {name} | {value} |" for name, value in card["figures"].items())
     return ModelCard(
         f"""---

@@ -23,7 +23,7 @@ class GAN(Student, Pretrained):
     """x = scale(network(z)) or scale(network(z, label)), z ~ N(0, I).
 
     In training mode the network's buffers, such as the statistics of batch normalisation, follow as
-    they did when it was trained. Dropout stays off: a network may not draw random numbers.
+    they did when it was trained.
 
     Args:
         factory: `package.module:callable` that makes the network.
@@ -73,13 +73,6 @@ class GAN(Student, Pretrained):
         images = self.network(z, *given).to(z.dtype)
         low, high = self.range
         return images if self.range == (-1.0, 1.0) else 2 * (images - low) / (high - low) - 1
-
-    def train(self, mode: bool = True) -> Self:
-        super().train(mode)
-        for module in self.modules():
-            if isinstance(module, nn.modules.dropout._DropoutNd):
-                module.eval()
-        return self
 
     def core(self) -> nn.Module:
         return self.network

@@ -11,13 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import instructors.load
 from instil.checkpoint import read_tensors
 from instil.draws import Draws
 from instil.errors import InstilError
 from instructors import pickles
 from instructors.denoiser import Denoiser, class_labels
 from students.coupling_flow import CouplingFlow
+from students.export import STEPS
+from students.few_step import FewStep
 from students.gan import GAN, make
+from students.one_step import OneStep
 from students.pretrained import CONFIG, Pretrained, load_weights, match
 from students.source import Source
 from students.student import Student
@@ -210,7 +214,9 @@ def check(student: Student, denoiser: Denoiser, name: str) -> None:
             f"{name}: two images of one z differ, so it draws random numbers itself; make them an "
             "argument, or switch them off in the factory"
         )
-    low, high = images.min().item(), images.max().item()
+    low, high = (
+        images.flatten()[:: -(-images.numel() // 2**20)].quantile(q).item() for q in (0.01, 0.99)
+    )
     if low < -2 or high > 2 or low > -0.02:
         raise InstilError(
             f"{name}: its images span [{low:.3g}, {high:.3g}], the instructor's [-1, 1]; say the "
@@ -232,6 +238,11 @@ def _locate(source: Source) -> Path:
 
 def _load_folder(folder: Path, factory: str | None) -> Student:
     """A student in the format of `Pretrained`, or a pipeline that a run exported."""
+    if (folder / "model_index.json").exists():
+        denoiser = instructors.load.load(str(folder)).denoiser
+        if (folder / STEPS).exists():
+            return FewStep(denoiser, json.loads((folder / STEPS).read_text())["sigmas"]).eval()
+        return OneStep(denoiser, denoiser.sigma_max).eval()
     if not (folder / CONFIG).exists():
         raise InstilError(f"{folder}: holds no {CONFIG}, so it is no student")
     try:

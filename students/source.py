@@ -7,6 +7,9 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from instil.config import Config
 
+# Lists of a recipe are tuples here: `strict=False`, since a union's members are read from Python
+# values, where strictness tells the two apart.
+
 
 class Source(Config):
     """Where a generator's weights lie and how it is called; None is inferred from the network.
@@ -29,8 +32,8 @@ class Source(Config):
     factory: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")] | None = None
     arguments: Mapping[str, Any] = {}
     key: str | None = None
-    ignore: tuple[str, ...] = ()
-    latent: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] | None = None
+    ignore: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    latent: Annotated[tuple[PositiveInt, ...], Field(min_length=1, strict=False)] | None = None
     classes: NonNegativeInt | None = None
     labels: Literal["index", "one_hot"] = "index"
-    range: tuple[float, float] = (-1.0, 1.0)
+    range: Annotated[tuple[float, float], Field(strict=False)] = (-1.0, 1.0)

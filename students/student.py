@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,14 @@ class Student(nn.Module, ABC):
     @abstractmethod
     def forward(self, latent: Latent, condition: Condition = UNCONDITIONAL) -> Tensor:
         """Map latents to samples (B, *shape) in [-1, 1]; not clamped, which would cut gradients."""
+
+    def train(self, mode: bool = True) -> Self:
+        """As torch's, but dropout stays off, since it draws random numbers."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.modules.dropout._DropoutNd):
+                module.eval()
+        return self
 
     @torch.no_grad()
     def sample(self, seeds: Sequence[int], labels: Sequence[int] | None = None) -> Tensor:
