@@ -5,7 +5,9 @@ runs; no check of the globals a pickle names can see into that text. Here a pick
 its opcodes are decoded by the standard library and interpreted below, a few known globals build
 tensors and containers, every other global is refused by name, and source text is dropped unread.
 
-All sizes a file declares are held against the bytes it has before memory is taken.
+All sizes a file declares are held against the bytes it has before memory is taken, what a file
+asks to copy again and again is counted, and a message never spells out a value that is not a number
+or a name, since a small file can hold nested lists of any written length.
 """
 
 import io
@@ -15,7 +17,7 @@ import pickletools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -25,6 +27,8 @@ from instil.errors import InstilError
 
 # A network of 50 million parameters takes 30 thousand; more is an attack on memory.
 MOST_OPCODES = 2_000_000
+# Bytes that calls may be given, by byte of the file: twice by those who write bytes as text.
+MOST_COPIES = 4
 MOST_ARGUMENTS = 10_000
 DEEPEST_MODULE = 64
 
@@ -44,7 +48,7 @@ STORAGES = {
 STORAGE_MAGIC, STORAGE_VERSION = 0x1950A86A20F9469CFC6C, 1001
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """The file asks for something that a checkpoint does not need."""
 
 
@@ -77,10 +81,10 @@ def read(path: Path) -> Any:
             path.open("rb") as file,
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
         ):
-            return _interpret(content)
+            return _interpret(content, MOST_COPIES * len(content))
     except OSError as error:
         raise InstilError(f"{path}: cannot be read ({error.strerror})") from None
-    except Refused as refusal:
+    except RefusedError as refusal:
         raise InstilError(
             f"{path}: {refusal}, which a network checkpoint does not need, so the file was refused "
             "and nothing in it was run; if it is a published checkpoint, open an issue of this "
@@ -104,16 +108,16 @@ def state_dict(node: Node) -> dict[str, Tensor]:
         if id(module) in seen or depth > DEEPEST_MODULE:
             raise InstilError(f"{prefix or node.class_name}: the file's modules do not form a tree")
         seen.add(id(module))
-        unsaved = module.state.get("_non_persistent_buffers_set") or ()
+        unsaved = _member(module, "_non_persistent_buffers_set", set)
         for kind in ("_parameters", "_buffers"):
-            for name, tensor in (module.state.get(kind) or {}).items():
+            for name, tensor in _member(module, kind, dict).items():
                 if name in unsaved:
                     continue
                 if isinstance(tensor, Tensor):
                     tensors[f"{prefix}{name}"] = tensor
                 elif tensor is not None:
                     raise InstilError(f"{prefix}{name}: expected a tensor in the file")
-        for name, child in (module.state.get("_modules") or {}).items():
+        for name, child in _member(module, "_modules", dict).items():
             if isinstance(child, Node):
                 walk(child, f"{prefix}{name}.", depth + 1)
             elif child is not None:
@@ -121,6 +125,13 @@ def state_dict(node: Node) -> dict[str, Tensor]:
 
     walk(node, "", 0)
     return tensors
+
+
+def _member(node: Node, name: str, kind: type) -> Any:
+    value = node.state.get(name) or kind()
+    if not isinstance(value, kind):
+        raise InstilError(f"{node.class_name}: the file's {name} is no {kind.__name__}")
+    return value
 
 
 def arguments(node: Node) -> dict[str, Any]:
@@ -150,11 +161,14 @@ def arguments(node: Node) -> dict[str, Any]:
     return dict(named)
 
 
-def _interpret(file: mmap.mmap | io.BytesIO, storage: Callable[[Any], Any] | None = None) -> Any:
+def _interpret(
+    file: mmap.mmap | io.BytesIO, allowance: int = 0, storage: Callable[[Any], Any] | None = None
+) -> Any:
     """Run a pickle's opcodes on a stack of plain values; leaves `file` behind the pickle.
 
     Args:
         file: At the start of a pickle.
+        allowance: Bytes that calls may be given in all; 0 allows no calls.
         storage: Makes a value of a persistent id, as torch's storages have; None allows none.
     """
     stack: list[Any] = []
@@ -167,11 +181,12 @@ def _interpret(file: mmap.mmap | io.BytesIO, storage: Callable[[Any], Any] | Non
         del stack[start:]
         return values
 
-    for number, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+    decoded: Iterator[tuple[Any, Any, Any]] = pickletools.genops(cast(Any, file))
+    for number, (opcode, argument, _) in enumerate(decoded):
         if number == 0 and opcode.name != "PROTO":
             raise ValueError("it does not begin like one of protocol 2 to 5")
         if number > MOST_OPCODES:
-            raise Refused(f"it has more than {MOST_OPCODES:,} opcodes")
+            raise RefusedError(f"it has more than {MOST_OPCODES:,} opcodes")
         match opcode.name:
             case "PROTO" | "FRAME":
                 pass
@@ -229,10 +244,13 @@ def _interpret(file: mmap.mmap | io.BytesIO, storage: Callable[[Any], Any] | Non
             case "GLOBAL":
                 stack.append(_global(*argument.split(" ", 1)))
             case "STACK_GLOBAL":
-                name, module = stack.pop(), stack.pop()
+                name, module = _of(str, stack.pop()), _of(str, stack.pop())
                 stack.append(_global(module, name))
             case "REDUCE" | "NEWOBJ":
                 values, made = _of(tuple, stack.pop()), _of(_Global, stack.pop())
+                allowance -= 1 + sum(map(_bytes_of, values))
+                if allowance < 0:
+                    raise RefusedError(f"it gives too much to {made.name}")
                 stack.append(made.build(*values))
             case "BUILD":
                 state = stack.pop()
@@ -240,7 +258,7 @@ def _interpret(file: mmap.mmap | io.BytesIO, storage: Callable[[Any], Any] | Non
             case "BINPERSID" if storage is not None:
                 stack.append(storage(stack.pop()))
             case name:
-                raise Refused(f"it uses the opcode {name}")
+                raise RefusedError(f"it uses the opcode {name}")
     raise ValueError("it has no end")
 
 
@@ -260,7 +278,7 @@ def _global(module: str, name: str) -> _Global:
         return _Global(full, lambda: Node(name))
     if module == "torch" and name in STORAGES:
         return _Global(name, _not_called)
-    raise Refused(f"it asks for the global {full}")
+    raise RefusedError(f"it asks for the global {full}")
 
 
 def _set_state(value: Any, state: Any) -> None:
@@ -269,13 +287,20 @@ def _set_state(value: Any, state: Any) -> None:
     elif isinstance(value, _DType):
         value.order = state[1]
     else:
-        raise Refused(f"it sets the state of a {type(value).__name__}")
+        raise RefusedError(f"it sets the state of a {type(value).__name__}")
 
 
 def _of(kind: type, value: Any) -> Any:
     if type(value) is not kind:
         raise ValueError(f"a {kind.__name__.strip('_')} was expected, got {type(value).__name__}")
     return value
+
+
+def _bytes_of(value: Any) -> int:
+    """The memory a copy of an argument takes, within a factor of two."""
+    if isinstance(value, str | bytes):
+        return len(value)
+    return 64 * len(value) if isinstance(value, list) else 0
 
 
 def _key(value: Any) -> Any:
@@ -291,7 +316,7 @@ def _key(value: Any) -> Any:
 def _persistent(meta: Any) -> Node:
     """NVIDIA's persistent object; `module_src`, the source of its class, is left aside."""
     if _of(dict, meta).get("type") != "class":
-        raise ValueError(f"a persistent {meta.get('type')}")
+        raise ValueError("a persistent object that is no class")
     return Node(_of(str, meta["class_name"]), _of(dict, meta["state"]))
 
 
@@ -308,7 +333,7 @@ def _set(*items: Any) -> set[Any]:
 def _encode(text: Any, encoding: Any) -> bytes:
     """How protocol 2 writes bytes."""
     if encoding != "latin1":
-        raise ValueError(f"bytes as {encoding!r}")
+        raise ValueError("bytes that are not in latin1")
     return _of(str, text).encode("latin1")
 
 
@@ -325,13 +350,13 @@ class _DType:
 
     def __init__(self, name: Any, *_: Any) -> None:
         if name not in ("f2", "f4", "f8", "b1", "u1", "i1", "i2", "i4", "i8", "u2", "u4", "u8"):
-            raise ValueError(f"a numpy type {name!r}")
+            raise ValueError("a numpy type that is no number")
         self.name, self.order = name, "<"
 
 
 def _scalar(dtype: Any, data: Any) -> bool | int | float:
     if _of(_DType, dtype).order not in ("<", "|"):
-        raise ValueError(f"a numpy number of byte order {dtype.order!r}")
+        raise ValueError("a numpy number of a foreign byte order")
     (number,) = np.frombuffer(_of(bytes, data), f"<{dtype.name}")
     return number.item()
 
@@ -344,8 +369,9 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tenso
     """A view of a storage, which must lie inside it and may not be larger."""
     size, stride = _of(tuple, size), _of(tuple, stride)
     numbers = (offset, *size, *stride)
-    if any(type(n) is not int or n < 0 for n in numbers) or not len(size) == len(stride) <= 8:
-        raise ValueError(f"a tensor of size {size}, stride {stride} and offset {offset}")
+    fits = all(type(n) is int and 0 <= n < 2**48 for n in numbers)
+    if not fits or not len(size) == len(stride) <= 8:
+        raise ValueError("a tensor of impossible size, stride or offset")
     count = math.prod(size)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     available = _of(Tensor, storage).numel()
@@ -361,7 +387,7 @@ def _storage(data: Any) -> Tensor:
     if header != (STORAGE_MAGIC, STORAGE_VERSION):
         raise ValueError("a tensor in no format that is known")
     _interpret(file)  # the sizes of integers on the machine that wrote it
-    kind, key, count = _interpret(file, _storage_id)
+    kind, key, count = _interpret(file, storage=_storage_id)
     keys = _interpret(file)
     dtype = STORAGES[_of(_Global, kind).name]
     declared = int.from_bytes(file.read(8), "little", signed=True)

@@ -1,17 +1,16 @@
 """A student as a folder with a card, in plain diffusers' layout where one exists, else in ours."""
 
-import json
-import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from instil.checkpoint import write_text
 from instil.errors import InstilError
+from instil.report import write_json
 from instructors.denoiser import Denoiser
 from instructors.discrete import DiscreteVP
+from instructors.folder import appearing, is_ours, save
 from instructors.karras import Karras
 from students.few_step import FewStep
 from students.gan import GAN
@@ -26,10 +25,7 @@ from diffusers import DiffusionPipeline
 pipeline = DiffusionPipeline.from_pretrained("{folder}")
 images = pipeline(batch_size=16, num_inference_steps=1{labels}).images
 """
-
-
-STEPS = "few_step.json"  # what a pipeline's scheduler cannot say
-
+# Diffusers has no class for this student.
 OWN_USAGE = """\
 from students.load import load
 from students.source import Source
@@ -37,45 +33,46 @@ from students.source import Source
 student = load(Source(weights="{folder}"{factory}))
 images = student.sample(seeds=range(16))
 """
+LEVELS = "student.json"  # the noise levels a denoiser is read at, as `students.load` reads them
 
 
 def export(student: Student, folder: Path, card: Mapping[str, Any]) -> None:
-    """Write a diffusers pipeline with a model card; an existing folder is replaced as a whole.
+    """Write a student with a model card; an existing folder is replaced as a whole.
 
     Args:
         student: On the CPU or not; written as it is.
         folder: Where to.
-        card: `instructor`, `licence`, `recipe` (YAML), `figures` ({name: text}).
+        card: `instructor`, `licence`, `recipe` (YAML), `figures` ({name: text}), and of a refined
+            generator `start`: what it was.
 
     Raises:
-        InstilError: The student's network has no layout that plain diffusers knows.
+        InstilError: The student's network has no layout.
     """
-    layout = _layout(student)
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    _card(student, folder, card).save(partial / "README.md")
-    layout.save_pretrained(partial)
-    if isinstance(student, FewStep):
-        write_text(partial / STEPS, json.dumps({"sigmas": student.sigmas}, indent=2) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    write = _writer(student)
+    with appearing(folder) as partial:
+        _card(student, folder, card).save(partial / "README.md")
+        write(partial)
+        if levels := _levels(student):
+            write_json(partial / LEVELS, {"sigmas": levels})
 
 
-def _layout(student: Student) -> Any:
-    """What can be saved: the student itself, or the pipeline that is one."""
+def _writer(student: Student) -> Callable[[Path], Any]:
+    """What writes the weights: the student itself, or the pipeline that is one."""
     from diffusers import UNet2DModel  # seconds to import
 
     if isinstance(student, Pretrained):
-        return student
-    known = isinstance(student, OneStep | FewStep)
-    network = getattr(student.denoiser, "network", None) if known else None
-    if not known or not isinstance(network, UNet2DModel):
+        return student.save_pretrained
+    denoiser = student.denoiser if isinstance(student, OneStep | FewStep) else None
+    if denoiser is not None and is_ours(denoiser):
+        return lambda folder: save(folder, denoiser)
+    network = getattr(denoiser, "network", None)
+    if denoiser is None or not isinstance(network, UNet2DModel):
         raise InstilError(
             f"export: no plain diffusers layout for a {type(student).__name__} student "
             f"with a {type(network).__name__} network"
         )
-    return _pipeline(network, student.denoiser, _levels(student)[0], bool(student.classes))
+    first = _levels(student)[0]
+    return _pipeline(network, denoiser, first, bool(student.classes)).save_pretrained
 
 
 def _levels(student: Student) -> tuple[float, ...]:
@@ -119,7 +116,7 @@ def _pipeline(network: Any, denoiser: Denoiser, sigma: float, conditional: bool)
 
 
 def _card(student: Student, folder: Path, card: Mapping[str, Any]) -> ModelCard:
-    own = isinstance(student, Pretrained | FewStep)
+    own = isinstance(student, Pretrained | FewStep) or is_ours(student.denoiser)
     metadata = ModelCardData(
         license=card["licence"] if card["licence"] != "unknown" else None,
         library_name="instil" if own else "diffusers",

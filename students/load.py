@@ -18,7 +18,7 @@ from instil.errors import InstilError
 from instructors import pickles
 from instructors.denoiser import Denoiser, class_labels
 from students.coupling_flow import CouplingFlow
-from students.export import STEPS
+from students.export import LEVELS
 from students.few_step import FewStep
 from students.gan import GAN, make
 from students.one_step import OneStep
@@ -238,11 +238,11 @@ def _locate(source: Source) -> Path:
 
 def _load_folder(folder: Path, factory: str | None) -> Student:
     """A student in the format of `Pretrained`, or a pipeline that a run exported."""
-    if (folder / "model_index.json").exists():
+    if (folder / LEVELS).exists():
         denoiser = instructors.load.load(str(folder)).denoiser
-        if (folder / STEPS).exists():
-            return FewStep(denoiser, json.loads((folder / STEPS).read_text())["sigmas"]).eval()
-        return OneStep(denoiser, denoiser.sigma_max).eval()
+        sigmas = json.loads((folder / LEVELS).read_text())["sigmas"]
+        student = FewStep(denoiser, sigmas) if sigmas[1:] else OneStep(denoiser, sigmas[0])
+        return student.eval()
     if not (folder / CONFIG).exists():
         raise InstilError(f"{folder}: holds no {CONFIG}, so it is no student")
     try:

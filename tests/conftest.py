@@ -61,7 +61,8 @@ def persistent(monkeypatch):
         return meta
 
     module = types.ModuleType("torch_utils.persistence")
-    reconstruct.__module__, reconstruct.__qualname__ = module.__name__, "_reconstruct_persistent_obj"
+    reconstruct.__module__ = module.__name__
+    reconstruct.__qualname__ = "_reconstruct_persistent_obj"
     module._reconstruct_persistent_obj = reconstruct
     monkeypatch.setitem(sys.modules, "torch_utils", types.ModuleType("torch_utils"))
     monkeypatch.setitem(sys.modules, module.__name__, module)
@@ -85,7 +86,7 @@ def persistent(monkeypatch):
         for name, tensor in (tensors or {}).items():
             first, _, rest = name.partition(".")
             if not rest:
-                own.register_parameter(first, torch.nn.Parameter(tensor, requires_grad=False))
+                own._parameters[first] = torch.nn.Parameter(tensor, requires_grad=False)
             else:
                 children.setdefault(first, {})[rest] = tensor
         modules = {name: make("Module", inside, {}) for name, inside in children.items()}
