@@ -24,10 +24,13 @@ class OneStep(Config):
 
     Attributes:
         sigma: The noise level it is read at.
+        init: Weights to start from instead of the instructor's: a run, a checkpoint, or one of its
+            `.safetensors` files, such as an average.
     """
 
     kind: Literal["one_step"] = "one_step"
     sigma: PositiveFloat = 2.5
+    init: str | None = None
 
 
 class FewStep(Config):
@@ -64,12 +67,14 @@ class FakeScore(Config):
         warmup: Updates on the student's samples before its first update. A student that does not
             start as the instructor needs them: until the fake score knows its law, the gap to the
             instructor says nothing about it.
+        init: Weights to start from instead of the instructor's, as `student.init`.
     """
 
     updates: PositiveInt = 1
     levels: Levels | None = None
     optimizer: Adam = Adam()
     warmup: NonNegativeInt = 0
+    init: str | None = None
 
 
 class Train(Config):

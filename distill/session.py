@@ -14,7 +14,9 @@ from distill.fake_score import full_copy
 from distill.plan import forwards_per_update
 from distill.recipe import FewStep as FewStepRecipe
 from distill.recipe import Generator, Recipe
+from distill.recipe import OneStep as OneStepRecipe
 from distill.trainer import State, micro_batch, train
+from distill.warm_start import warm_start
 from eval.images import Sampler, generate, instructor_sampler, student_sampler
 from eval.plots import run_curves
 from eval.yardstick import QUICK_SEEDS, Yardstick
@@ -39,21 +41,36 @@ from students.student import Student
 COLUMNS, ROWS = 10, 8  # of each half of a picture
 
 
-def build(recipe: Recipe, instructor: Instructor) -> State:
+def build(recipe: Recipe, instructor: Instructor, fresh: bool = True) -> State:
     """The state before the first update: the fake, and most students, are copies of the instructor.
 
+    Args:
+        recipe: What to build.
+        instructor: What to copy.
+        fresh: Whether the state starts a run, and so from `student.init` and `fake.init`; a
+            resumed run does not need these files any more.
+
     Raises:
-        InstilError: The recipe does not fit the instructor.
+        InstilError: The recipe does not fit the instructor, or the weights named in it do not.
     """
-    if isinstance(recipe.student, Generator):
-        student = load_student(recipe.student).to(next(instructor.denoiser.parameters()).device)
-        check(student, instructor.denoiser, recipe.student.weights)
-        student.requires_grad_(True).train()  # running statistics follow, as when it was trained
-    elif isinstance(recipe.student, FewStepRecipe):
-        student = FewStep(full_copy(instructor.denoiser), recipe.student.sigmas).train()
-    else:
-        student = OneStep(full_copy(instructor.denoiser), recipe.student.sigma)
-    return State.fresh(student, full_copy(instructor.denoiser), recipe)
+    student = _student(recipe, instructor)
+    fake = full_copy(instructor.denoiser)
+    if fresh and isinstance(recipe.student, OneStepRecipe) and recipe.student.init:
+        warm_start(student, recipe.student.init, "student")
+    if fresh and recipe.fake.init:
+        warm_start(fake, recipe.fake.init, "fake")
+    return State.fresh(student, fake, recipe)
+
+
+def _student(recipe: Recipe, instructor: Instructor) -> Student:
+    what = recipe.student
+    if isinstance(what, OneStepRecipe):
+        return OneStep(full_copy(instructor.denoiser), what.sigma)
+    if isinstance(what, FewStepRecipe):
+        return FewStep(full_copy(instructor.denoiser), what.sigmas).train()
+    student = load_student(what).to(next(instructor.denoiser.parameters()).device)
+    check(student, instructor.denoiser, what.weights)
+    return student.requires_grad_(True).train()  # running statistics follow as they did
 
 
 def session(recipe: Recipe, resume: str | None = None) -> dict[str, Any]:
@@ -77,7 +94,7 @@ def session(recipe: Recipe, resume: str | None = None) -> dict[str, Any]:
     recipe = recipe.replace(train=resolved.model_dump(mode="json"))
     instructor = load(recipe.instructor)
     instructor.denoiser.to(device)
-    state = build(recipe, instructor)
+    state = build(recipe, instructor, fresh=resume is None)
     start = None
     if isinstance(recipe.student, Generator):  # to be compared with in the end
         start = copy.deepcopy(state.student).eval()

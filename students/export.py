@@ -116,13 +116,13 @@ def _pipeline(network: Any, denoiser: Denoiser, sigma: float, conditional: bool)
 
 
 def _card(student: Student, folder: Path, card: Mapping[str, Any]) -> ModelCard:
-    own = isinstance(student, Pretrained | FewStep) or is_ours(student.denoiser)
+    plain = isinstance(student, OneStep) and not is_ours(student.denoiser)
     metadata = ModelCardData(
         license=card["licence"] if card["licence"] != "unknown" else None,
-        library_name="instil" if own else "diffusers",
+        library_name="diffusers" if plain else "instil",
         tags=["one-step" if student.nfe == 1 else "few-step", "distillation", "data-free"],
     )
-    if own:
+    if not plain:
         factory = f', factory="{student.factory}"' if isinstance(student, GAN) else ""
         usage = OWN_USAGE.format(folder=folder.name, factory=factory)
     else:

@@ -35,8 +35,7 @@ class FewStep(Student):
         super().__init__()
         low, high = denoiser.sigma_min, denoiser.sigma_max
         falling = all(one > two for one, two in pairwise(sigmas))
-        near = 1 + 1e-6  # a level that was rounded to float32 and read back
-        if not sigmas or not falling or sigmas[0] > high * near or sigmas[-1] * near < low:
+        if not sigmas or not falling or sigmas[0] > high or sigmas[-1] < low:
             raise InstilError(
                 f"student.sigmas: {list(sigmas)} must fall inside the instructor's range "
                 f"[{low:g}, {high:g}]"

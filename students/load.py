@@ -240,8 +240,9 @@ def _load_folder(folder: Path, factory: str | None) -> Student:
     """A student in the format of `Pretrained`, or a pipeline that a run exported."""
     if (folder / LEVELS).exists():
         denoiser = instructors.load.load(str(folder)).denoiser
-        sigmas = json.loads((folder / LEVELS).read_text())["sigmas"]
-        student = FewStep(denoiser, sigmas) if sigmas[1:] else OneStep(denoiser, sigmas[0])
+        first, *others = json.loads((folder / LEVELS).read_text())["sigmas"]
+        first = min(first, denoiser.sigma_max)  # which a schedule's float32 may have rounded down
+        student = FewStep(denoiser, [first, *others]) if others else OneStep(denoiser, first)
         return student.eval()
     if not (folder / CONFIG).exists():
         raise InstilError(f"{folder}: holds no {CONFIG}, so it is no student")
