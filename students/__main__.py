@@ -13,6 +13,7 @@ from instil.report import note, show, write_json
 from students.source import Source
 
 RECIPES = Path(__file__).parent / "recipes"
+BATCH = 250  # images drawn at once
 
 
 @command
@@ -50,7 +51,10 @@ def main(argv: list[str] | None = None) -> int:
     _source_arguments(sample)
     sample.add_argument("--seeds", default="0-63", help="such as 0-63 or 3,5,7 [%(default)s]")
     sample.add_argument("--labels", help="one per seed; default: the seed modulo the classes")
-    sample.add_argument("--grid", type=Path, required=True, metavar="FILE.png")
+    sample.add_argument("--grid", type=Path, metavar="FILE.png", help="all of them as one picture")
+    sample.add_argument(
+        "--images", type=Path, metavar="FILE.npz", help="as `python -m eval fid --images` reads"
+    )
     sample.set_defaults(run=_sample)
 
     arguments = parser.parse_args(argv)
@@ -132,8 +136,11 @@ A StyleGAN2-ADA generator converted by `{command}`. Its licence is the original'
 
 
 def _sample(arguments: argparse.Namespace) -> dict[str, Any]:
+    if not arguments.grid and not arguments.images:
+        raise InstilError("sample: nothing to write; give --grid FILE.png or --images FILE.npz")
     seeds = _numbers("--seeds", arguments.seeds)
     labels = None if arguments.labels is None else _numbers("--labels", arguments.labels)
+    import numpy as np
     import torch
 
     from instil.data import to_uint8
@@ -143,19 +150,27 @@ def _sample(arguments: argparse.Namespace) -> dict[str, Any]:
     student = load(_source(arguments))
     if len(student.shape) != 3 or student.shape[0] not in (1, 3):
         raise InstilError(f"{arguments.weights}: makes {student.shape}, which is no picture")
+    if labels is not None and len(labels) != len(seeds):
+        raise InstilError(f"--labels: {len(labels)} of them for {len(seeds)} seeds; give as many")
     try:
         images = torch.cat(
             [
-                to_uint8(student.sample(seeds[k : k + 64], labels and labels[k : k + 64]))
-                for k in range(0, len(seeds), 64)
+                to_uint8(student.sample(seeds[k : k + BATCH], labels and labels[k : k + BATCH]))
+                for k in range(0, len(seeds), BATCH)
             ]
         )
     except ValueError as error:
         raise InstilError(f"--labels: {error}") from None
-    columns = min(len(seeds), round(len(seeds) ** 0.5) or 1)
-    save_picture([sheet(images, columns)], arguments.grid, zoom=max(1, 32 // student.shape[-1]))
-    note(f"{len(images)} images: {arguments.grid}")
-    return {"grid": str(arguments.grid), "images": len(images)}
+    if arguments.grid:
+        columns, zoom = round(len(seeds) ** 0.5), max(1, 32 // student.shape[-1])
+        save_picture([sheet(images, columns)], arguments.grid, zoom)
+        note(f"{len(images)} images: {arguments.grid}")
+    if arguments.images:
+        given = labels or [seed % max(1, student.classes) for seed in seeds]
+        named = {"labels": np.array(given)} if student.classes else {}
+        np.savez(arguments.images, images=images.permute(0, 2, 3, 1).numpy(), **named)
+        note(f"{len(images)} images: {arguments.images}")
+    return {"images": len(images), "shape": student.shape}
 
 
 def _numbers(name: str, text: str) -> list[int]:

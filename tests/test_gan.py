@@ -3,6 +3,7 @@
 import json
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from diffusers import ConsistencyModelPipeline, EDMEulerScheduler
@@ -10,6 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from distill.__main__ import main as distil
+from instil import data
 from instil.average import Average
 from instil.config import validate
 from instil.draws import Draws
@@ -283,8 +285,28 @@ def test_image_k_depends_on_seed_k_alone(theirs, tmp_path):
     left = top = 4 * 9  # the middle of three rows and columns
     cut = many.crop((left, top, left + 32, top + 32))
     assert one.size == (32, 32)
-    assert list(cut.getdata()) == list(one.getdata())
-    assert len(set(one.getdata())) > 10
+    assert np.array_equal(cut, one)
+    assert len(np.unique(one)) > 10
+    assert main([*words[:-1], "--images", str(tmp_path / "some.npz"), "--seeds", "2,4"]) == 0
+    some = data.load(str(tmp_path / "some.npz"))
+    assert some.shape == (1, 8, 8)
+    assert some.classes == ("1", "2")  # of the seeds 4 and 2
+    grey = torch.from_numpy(np.array(one))[::4, ::4, 0]
+    assert torch.equal(some.pixels[1, 0], grey)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "nothing to write; give --grid"),
+        (["--grid", "x.png", "--seeds", "3-x"], "'3-x' is not of the form 0-63"),
+        (["--grid", "x.png", "--seeds", "0-3", "--labels", "1"], "1 of them for 4 seeds"),
+        (["--grid", "x.png", "--seeds", "0", "--labels", "3"], "1 class numbers below 3"),
+    ],
+)
+def test_sample_says_what_is_wrong(theirs, capsys, words, message):
+    assert main(["sample", str(theirs[1]), "factory=their_code:Small", *words]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_a_pickle_is_converted_inspected_refined_and_sampled(
