@@ -68,9 +68,12 @@ class GAN(Student, Pretrained):
 
     def forward(self, latent: Latent, condition: Condition = UNCONDITIONAL) -> Tensor:
         (z,) = latent
-        vectors = one_hot(condition, self.classes, z)
-        given = (vectors if self.labels == "one_hot" else condition["label"],) * bool(self.classes)
-        images = self.network(z, *given).to(z.dtype)
+        vectors = one_hot(condition, self.classes, z)  # checks the labels as well
+        if not self.classes:
+            images = self.network(z)
+        else:
+            images = self.network(z, vectors if self.labels == "one_hot" else condition["label"])
+        images = images.to(z.dtype)
         low, high = self.range
         return images if self.range == (-1.0, 1.0) else 2 * (images - low) / (high - low) - 1
 
