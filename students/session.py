@@ -18,7 +18,7 @@ tags: [gan, instil-student]
 
 # {title}
 
-A small StyleGAN2 generator after {done} updates of its adversarial training: something to refine.
+A small StyleGAN2 generator after {done:,} updates of its adversarial training: something to refine.
 
 - Data: `{data}`, {count} images of the shape {shape}, digest {digest}
 - Command: `{command}`
