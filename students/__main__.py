@@ -166,9 +166,11 @@ def _sample(arguments: argparse.Namespace) -> dict[str, Any]:
         save_picture([sheet(images, columns)], arguments.grid, zoom)
         note(f"{len(images)} images: {arguments.grid}")
     if arguments.images:
-        given = labels or [seed % max(1, student.classes) for seed in seeds]
-        named = {"labels": np.array(given)} if student.classes else {}
-        np.savez(arguments.images, images=images.permute(0, 2, 3, 1).numpy(), **named)
+        given: list[int] = labels or [seed % max(1, student.classes) for seed in seeds]
+        arrays: dict[str, Any] = {"images": images.permute(0, 2, 3, 1).numpy()}
+        if student.classes:
+            arrays["labels"] = np.array(given)
+        np.savez(arguments.images, **arrays)
         note(f"{len(images)} images: {arguments.images}")
     return {"images": len(images), "shape": student.shape}
 

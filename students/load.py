@@ -15,8 +15,9 @@ import instructors.load
 from instil.checkpoint import read_tensors
 from instil.draws import Draws
 from instil.errors import InstilError
+from instil.shapes import expand
 from instructors import pickles
-from instructors.denoiser import Denoiser, class_labels
+from instructors.denoiser import UNCONDITIONAL, Condition, Denoiser, class_labels
 from students.coupling_flow import CouplingFlow
 from students.export import LEVELS
 from students.few_step import FewStep
@@ -30,6 +31,7 @@ from students.stylegan2 import StyleGAN2
 ZOO = Path(str(files("students") / "zoo"))
 KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (StyleGAN2, CouplingFlow, GAN)}
 PROBES = 64
+CLASS_SIGMA = 1.0  # of images in [-1, 1]: much of their shape is gone, so a label helps
 
 
 def zoo() -> list[str]:
@@ -195,8 +197,8 @@ def check(student: Student, denoiser: Denoiser, name: str) -> None:
         name: Of the student, for the message.
 
     Raises:
-        InstilError: Shape, number of labels, or range of the images differ, the images are not
-            finite, or the generator draws random numbers of its own.
+        InstilError: Shape, number or order of the labels, or range of the images differ, the images
+            are not finite, or the generator draws random numbers of its own.
     """
     if student.shape != denoiser.shape:
         raise InstilError(
@@ -222,6 +224,41 @@ def check(student: Student, denoiser: Denoiser, name: str) -> None:
             f"{name}: its images span [{low:.3g}, {high:.3g}], the instructor's [-1, 1]; say the "
             "range of its black and white, such as range=[0,1]"
         )
+
+    order = class_order(student, denoiser)
+    if sorted(order) == list(range(len(order))) and order != sorted(order):
+        wrong = next(number for number, found in enumerate(order) if number != found)
+        raise InstilError(
+            f"{name}: to the instructor its class {wrong} looks like class {order[wrong]}; the "
+            f"classes 0, 1, … are the instructor's {order}, so reorder them in the factory"
+        )
+
+
+@torch.no_grad()
+def class_order(student: Student, denoiser: Denoiser, each: int = 4) -> list[int]:
+    """For each of up to ten classes, the label under which the instructor denoises its images best.
+
+    Where no label is better than the class's own by a twentieth, it is the class's own.
+    """
+    device = next(student.parameters()).device
+    count = min(student.classes, 10)
+    draws = Draws.of_range(0, 0, 0, each * count, device)
+    own = Condition(label=draws.index % count) if count else UNCONDITIONAL
+    clean = student(student.prior(draws), own)
+    sigma = clean.new_full((len(clean),), CLASS_SIGMA)
+    sigma = denoiser.round_sigma(sigma.clamp(denoiser.sigma_min, denoiser.sigma_max))
+    noisy = clean + expand(sigma, clean) * draws.normal("order", student.shape, clean.dtype)
+    losses = []  # by label, by class
+    for number in range(count):
+        label = Condition(label=torch.full_like(draws.index, number))
+        loss = (denoiser(noisy, sigma, label) - clean).square().flatten(1).mean(1)
+        losses.append(loss.view(each, count).mean(0))
+    if not losses:
+        return []
+    table = torch.stack(losses, dim=1)  # by class, by label
+    best = table.argmin(1)
+    better = table.amin(1) < 0.95 * table.diagonal()
+    return torch.where(better, best, torch.arange(count, device=device)).tolist()
 
 
 @torch.no_grad()

@@ -17,9 +17,10 @@ from instil.config import validate
 from instil.draws import Draws
 from instil.errors import InstilError
 from instructors.denoiser import class_labels
+from instructors.load import load as load_instructor
 from students.__main__ import main
 from students.gan import GAN
-from students.load import load
+from students.load import class_order, load
 from students.source import Source
 from students.stylegan2 import StyleGAN2
 
@@ -337,6 +338,20 @@ def test_a_pickle_is_converted_inspected_refined_and_sampled(
     assert Image.open(grid).size == (4 * 17, 4 * 17)
     direct = load(Source(weights=str(file)))
     assert torch.equal(direct.sample(range(3)), student.sample(range(3)))
+
+
+def test_the_order_of_the_classes_is_asked_of_the_instructor(tmp_path, capsys):
+    student, denoiser = load(Source(weights="digits-gan-half")), load_instructor("digits").denoiser
+    assert class_order(student, denoiser) == list(range(10))
+    with torch.no_grad():
+        student.mapping.embed.weight.copy_(student.mapping.embed.weight.roll(1, 1))
+    # The column of class 0 is now that of 9: its class k looks like k - 1.
+    assert class_order(student, denoiser) == [9, *range(9)]
+    student.save_pretrained(tmp_path / "rolled")
+    words = ["digits-gan", f"student.weights={tmp_path / 'rolled'}", "evaluation.extractor=null"]
+    assert distil([*words, f"output={tmp_path / 'runs'}"]) == 2
+    assert "its class 0 looks like class 9" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
 
 
 def hostile(tmp_path, persistent):
