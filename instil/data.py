@@ -4,6 +4,8 @@
     digits:held-out        the other part of it; digits:all is both
     digits:0-4             classes 0 to 4 of the training split; digits:held-out:0-4,7 works too
     mnist, mnist:test      torchvision's MNIST below $INSTIL_DATA
+    mnist14                14x14, means of 2x2 pixels of four fifths of MNIST's test images;
+                           mnist14:held-out is every fifth
     photos/                a folder of images, its sub-folders as classes; photos.zip likewise
     photos.npz             arrays `images` (N, H, W[, C]) uint8 and, with classes, `labels` (N,)
 
@@ -91,10 +93,14 @@ def load(source: str) -> Images:
     if Path(source).exists():
         return _load_path(Path(source), source)
     name, *rest = source.split(":")
-    reader: Callable[[str, str], Images] | None = {"digits": _digits, "mnist": _mnist}.get(name)
+    reader: Callable[[str, str], Images] | None = {
+        "digits": _digits,
+        "mnist": _mnist,
+        "mnist14": _mnist14,
+    }.get(name)
     if reader is None and not Path(name).exists():
         raise InstilError(
-            f"{source}: no such file or folder, and not one of digits, mnist; "
+            f"{source}: no such file or folder, and not one of digits, mnist, mnist14; "
             "expected a data set's name, a folder, a .zip or a .npz"
         )
     splits = SPLITS.get(name, ("all",))
@@ -106,7 +112,11 @@ def load(source: str) -> Images:
     return _filter(images, filters[0]) if filters else images
 
 
-SPLITS = {"digits": ("train", "held-out", "all", "extractor"), "mnist": ("train", "test")}
+SPLITS = {
+    "digits": ("train", "held-out", "all", "extractor"),
+    "mnist": ("train", "test"),
+    "mnist14": ("train", "held-out", "all", "extractor"),
+}
 
 
 def digits_split(name: str) -> np.ndarray:
@@ -154,6 +164,15 @@ def _mnist(split: str, source: str) -> Images:
         tuple(str(digit) for digit in range(10)),
         source,
     )
+
+
+def _mnist14(split: str, source: str) -> Images:
+    images = _mnist("test", source)
+    # Every fifth image is held out; the file is in no order, but its halves differ in difficulty.
+    fifth = torch.arange(len(images)) % 5
+    keep = {"all": fifth < 5, "train": fifth < 4, "held-out": fifth == 4, "extractor": fifth < 2}
+    small = torch.nn.functional.avg_pool2d(images.pixels.float(), 2).round().to(torch.uint8)
+    return replace(images, pixels=small).select(keep[split].nonzero()[:, 0])
 
 
 def _load_path(path: Path, source: str) -> Images:

@@ -69,7 +69,7 @@ def read_checkpoint(path: Path) -> Denoiser:
         # EDM's way of saying that there is no bound.
         given = {key: each for key, each in given.items() if each != float("inf")}
         name = given.pop("model_type", default)
-        if name not in NETWORKS:
+        if not isinstance(name, str) or name not in NETWORKS:
             raise InstilError(f"network {name}: expected one of {', '.join(NETWORKS)}")
         around = validate(kind, {k: v for k, v in given.items() if k in kind.model_fields})
         rest = {k: v for k, v in given.items() if k not in kind.model_fields}
@@ -88,31 +88,13 @@ def _network(given: NetworkArguments, variance: bool, tensors: Mapping[str, Tens
     if foreign:
         raise InstilError(f"{foreign[0]}: a weight outside the network")
     tensors = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
-    out_channels = given.img_channels * (2 if variance else 1)
+    try:
+        with torch.device("meta"):  # no memory yet: the file may not hold what it says
+            network = _empty(given, given.img_channels * (2 if variance else 1))
+    except (ValueError, ArithmeticError) as error:  # such as widths that no normalisation divides
+        raise InstilError(f"the network it describes cannot be built: {error}") from None
     if isinstance(given, AdmArguments):
-        from diffusers import UNet2DModel  # seconds to import
-
-        with torch.device("meta"):
-            network: Any = UNet2DModel(**adm.unet_config(given, out_channels))
         tensors = adm.unet_tensors(given, tensors)
-    else:
-        from instructors.song_unet import SongUNet
-
-        same = given.model_dump(
-            exclude={
-                *("img_resolution", "img_channels", "label_dim"),
-                *("augment_dim", "label_dropout", "use_fp16"),
-            }
-        )
-        with torch.device("meta"):
-            network = SongUNet(
-                sample_size=given.img_resolution,
-                in_channels=given.img_channels,
-                out_channels=out_channels,
-                num_class_embeds=given.label_dim or None,
-                augment_labels=given.augment_dim,
-                **same,
-            )
     expected = network.state_dict()
     shapes = {name: tensor.to("meta", torch.float32) for name, tensor in tensors.items()}
     compare("the network", shapes, expected)
@@ -123,6 +105,26 @@ def _network(given: NetworkArguments, variance: bool, tensors: Mapping[str, Tens
         raise InstilError(f"{broken[0]}: holds values that are not finite")
     network.load_state_dict(copies, assign=True)
     return network.eval().requires_grad_(False)
+
+
+def _empty(given: NetworkArguments, out_channels: int) -> Any:
+    """The network, with weights of its own."""
+    if isinstance(given, AdmArguments):
+        from diffusers import UNet2DModel  # seconds to import
+
+        return UNet2DModel(**adm.unet_config(given, out_channels))
+    from instructors.song_unet import SongUNet
+
+    renamed = ("img_resolution", "img_channels", "label_dim", "augment_dim")
+    same = given.model_dump(exclude={*renamed, "label_dropout", "use_fp16"})
+    return SongUNet(
+        sample_size=given.img_resolution,
+        in_channels=given.img_channels,
+        out_channels=out_channels,
+        num_class_embeds=given.label_dim or None,
+        augment_labels=given.augment_dim,
+        **same,
+    )
 
 
 def _around(
