@@ -53,6 +53,34 @@ def main(argv: list[str] | None = None) -> int:
     extractor.add_argument("--json", type=Path, metavar="PATH", help="also write the facts there")
     extractor.set_defaults(run=_extractor)
 
+    far = commands.add_parser(
+        "horizon",
+        help="up to which noise level a diffusion model is worth running",
+        allow_abbrev=False,
+    )
+    far.add_argument("--model", required=True, metavar="SOURCE", help="an instructor or a recipe")
+    far.add_argument("--data", metavar="SOURCE", help="images; the instructor's own samples if not")
+    far.add_argument(
+        "--folds",
+        type=int,
+        default=5,
+        help="trainings that each leave out a part of the images; 1 takes the model as it is, on "
+        "images it was not trained on [%(default)s]",
+    )
+    far.add_argument(
+        "--reference", default="gaussian", help="gaussian, zero or standard [%(default)s]"
+    )
+    far.add_argument("--trained-on", metavar="SOURCE", help="where the model's card names no data")
+    far.add_argument("--tolerance", type=float, default=0.02, help="nats [%(default)s]")
+    far.add_argument("--lowest", type=float, default=0.02, help="noise level [%(default)s]")
+    far.add_argument("--samples", type=int, default=1000, help="images at most [%(default)s]")
+    far.add_argument("--draws", type=int, default=4, help="of noise per image [%(default)s]")
+    far.add_argument("--seed", type=int, default=0)
+    far.add_argument("--plot", type=Path, metavar="PNG", help="also draw the certificate")
+    far.add_argument("--json", type=Path, metavar="PATH", help="also write the table there")
+    far.add_argument("overrides", nargs="*", metavar="key=value", help="of a recipe")
+    far.set_defaults(run=_horizon)
+
     arguments = parser.parse_args(argv)
     words = sys.argv[1:] if argv is None else argv
     arguments.command_line = f"python -m eval {shlex.join(words)}"
@@ -140,6 +168,32 @@ def _extractor(arguments: argparse.Namespace) -> tuple[list[dict[str, str]], dic
     images, held_out = data.load(arguments.data), data.load(arguments.held_out)
     facts = features.train(images, held_out, arguments.out, arguments.seed)
     return [{"fact": key, "value": str(value)} for key, value in facts.items()], facts
+
+
+def _horizon(arguments: argparse.Namespace) -> tuple[list[dict[str, str]], dict[str, Any]]:
+    from eval import outlook, plots
+
+    question = outlook.Question(
+        arguments.folds,
+        arguments.reference,
+        arguments.tolerance,
+        arguments.lowest,
+        arguments.samples,
+        arguments.draws,
+        arguments.seed,
+    )
+    alone = arguments.folds == 1
+    if alone and arguments.overrides:
+        raise InstilError(f"{arguments.overrides[0]}: nothing is trained with --folds 1")
+    if not alone and arguments.trained_on:
+        raise InstilError("--trained-on: folds are trained on --data; leave it out")
+    if alone:
+        found = outlook.as_it_is(arguments.model, arguments.data, question, arguments.trained_on)
+    else:
+        found = outlook.by_folds(arguments.model, arguments.data, question, arguments.overrides)
+    if arguments.plot:
+        plots.horizon_curve(found.horizon, arguments.plot)
+    return found.rows(), found.facts() | {"protocol": f"{found.protocol}\n{found.verdict}"}
 
 
 def _device() -> Any:
