@@ -122,7 +122,7 @@ class Losses:
 
     model: LossCurve
     reference: LossCurve
-    seen: LossCurve | None
+    seen: LossCurve | None = None
 
 
 def folds_of(count: int, folds: int, seed: int = 0) -> list[Tensor]:
@@ -259,7 +259,7 @@ def horizon(losses: Losses, tolerance: float = 0.02, seed: int = 0) -> Horizon:
         Estimate(value.item(), values.std().item())
         for value, values in zip(found, spread, strict=True)
     )
-    nats, stderr = torch.zeros(len(gap.sigmas)), torch.zeros(len(gap.sigmas))
+    nats, stderr = torch.zeros(2, len(gap.sigmas), dtype=torch.float64)
     for k, level in enumerate(gap.sigmas.tolist()[1:], start=1):
         upto = Estimate.of(contributions(gap, high=level))
         nats[k], stderr[k] = upto.value, upto.stderr
