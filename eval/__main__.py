@@ -76,6 +76,12 @@ def main(argv: list[str] | None = None) -> int:
     far.add_argument("--samples", type=int, default=1000, help="images at most [%(default)s]")
     far.add_argument("--draws", type=int, default=4, help="of noise per image [%(default)s]")
     far.add_argument("--seed", type=int, default=0)
+    far.add_argument(
+        "--bound", action="store_true", help="also the paper's bound, on the training images"
+    )
+    far.add_argument(
+        "--subgaussian", type=float, metavar="R", help="of --bound, beside 0.1, 1, 10 and 100"
+    )
     far.add_argument("--plot", type=Path, metavar="PNG", help="also draw the certificate")
     far.add_argument("--json", type=Path, metavar="PATH", help="also write the table there")
     far.add_argument("overrides", nargs="*", metavar="key=value", help="of a recipe")
@@ -183,17 +189,33 @@ def _horizon(arguments: argparse.Namespace) -> tuple[list[dict[str, str]], dict[
         arguments.seed,
     )
     alone = arguments.folds == 1
+    if arguments.bound and not alone:
+        raise InstilError("--bound: of one model and its training images; give --folds 1")
+    if arguments.subgaussian is not None and not (arguments.bound and arguments.subgaussian > 0):
+        raise InstilError(
+            f"--subgaussian {arguments.subgaussian:g}: expected a positive number beside --bound"
+        )
     if alone and arguments.overrides:
         raise InstilError(f"{arguments.overrides[0]}: nothing is trained with --folds 1")
     if not alone and arguments.trained_on:
         raise InstilError("--trained-on: folds are trained on --data; leave it out")
     if alone:
-        found = outlook.as_it_is(arguments.model, arguments.data, question, arguments.trained_on)
+        found = outlook.as_it_is(
+            arguments.model,
+            arguments.data,
+            question,
+            arguments.trained_on,
+            bound=arguments.bound,
+        )
     else:
         found = outlook.by_folds(arguments.model, arguments.data, question, arguments.overrides)
     if arguments.plot:
         plots.horizon_curve(found.horizon, arguments.plot)
-    return found.rows(), found.facts() | {"protocol": f"{found.protocol}\n{found.verdict}"}
+    rows, facts = found.rows(), found.facts()
+    if arguments.bound:
+        more, facts["bound"] = outlook.bounds_of(found, question, arguments.subgaussian)
+        rows += more
+    return rows, facts | {"protocol": f"{found.protocol}\n{found.verdict}"}
 
 
 def _device() -> Any:

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from eval import card
+from eval.bounds import generalization_bound
 from eval.horizon import (
     REFERENCES,
     Horizon,
@@ -136,7 +137,12 @@ class Outlook:
 
 
 def as_it_is(
-    source: str, images: str | None, question: Question, trained_on: str | None = None
+    source: str,
+    images: str | None,
+    question: Question,
+    trained_on: str | None = None,
+    *,
+    bound: bool = False,
 ) -> Outlook:
     """The horizon of a pretrained instructor, on images that it was not trained on.
 
@@ -146,9 +152,11 @@ def as_it_is(
             say nothing about memorisation or about other data.
         question: What is asked.
         trained_on: What the instructor was trained on; None asks its card.
+        bound: Whether `bounds_of` will be asked next, which needs those images.
 
     Raises:
-        InstilError: Something cannot be loaded or does not fit, or images were trained on.
+        InstilError: Something cannot be loaded or does not fit, images were trained on, or the
+            training images are needed and unknown.
     """
     question.check()
     instructor = load(source)
@@ -160,10 +168,14 @@ def as_it_is(
     for each in (found, training):
         if each is not None:
             _check_fit(each, denoiser, source)
+    if bound and training is None:
+        raise InstilError(
+            f"--bound: the training images of {source} are unknown; name them by --trained-on"
+        )
     device = Accelerator().device
     denoiser.to(device)
     if found is None:
-        found, training = _generated(denoiser, source, question, device), None
+        found = _generated(denoiser, source, question, device)
     elif training is not None:
         names = f"--data {images}", f"the training images of {source}"
         refuse_shared(found.pixels, training.pixels, *names)
@@ -183,7 +195,7 @@ def as_it_is(
         device=device,
         label="held-out images",
     )
-    if training is not None:
+    if training is not None and images is not None:
         some = _some(training, question, len(found))
         seen, _ = paired_losses(
             denoiser,
@@ -331,6 +343,57 @@ def _answer(
     return Outlook(
         found, protocol, verdict(found, question.reference), distil, instructor, training
     )
+
+
+def bounds_of(
+    found: Outlook, question: Question, subgaussian: float | None
+) -> tuple[list[dict[str, str]], dict[str, Any]]:
+    """The paper's bound of an instructor on its training images, as table rows and facts.
+
+    Args:
+        found: What `as_it_is` answered.
+        question: What was asked.
+        subgaussian: R, shown beside 0.1, 1, 10 and 100.
+
+    Raises:
+        ValueError: The training images are unknown.
+    """
+    if found.instructor is None or found.training is None:
+        raise ValueError("found: expected an instructor whose training images are known")
+    denoiser = found.instructor.denoiser
+    some = _some(found.training, question)
+    curve = generalization_bound(
+        denoiser,
+        some.pixels,
+        found.horizon.sigmas,
+        reference_law(question.reference, some.pixels),
+        labels=some.labels if denoiser.classes else None,
+        noise_draws=question.noise_draws,
+        seed=question.seed,
+        device=next(denoiser.parameters()).device,
+        label="training images",
+    )
+    low, high = curve.range()
+    constants = sorted({0.1, 1.0, 10.0, 100.0} | ({subgaussian} if subgaussian else set()))
+    rows = [
+        {
+            "figure": f"bound at R = {r:g}: least at sigma {curve.best(r):.3g}",
+            "value ± standard error": f"{curve.at(r).min():.4g}",
+        }
+        for r in constants
+    ]
+    text = f"{low:.3g}" if curve.identified else f"not identified: {low:.3g} to {high:.3g}"
+    rows.append({"figure": "its minimum for R in [0.1, 100]", "value ± standard error": text})
+    facts: dict[str, Any] = {
+        "samples": curve.count,
+        "generator information": "on noised training images",
+        "identified": curve.identified,
+        "minimum": {f"{r:g}": curve.best(r) for r in constants},
+        "range": [low, high],
+    }
+    for name in ("sigmas", "information", "encoder", "generator", "score"):
+        facts[name] = getattr(curve, name).tolist()
+    return rows, facts
 
 
 def verdict(found: Horizon, reference: Reference) -> str:
