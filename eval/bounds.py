@@ -36,6 +36,7 @@ from eval.curves import (
     LossCurve,
     check_sigmas,
     contributions,
+    cross_entropy,
     denoising_loss_curve,
     loss_gap,
 )
@@ -51,25 +52,16 @@ RANGE = (0.1, 100.0)  # of R, over which a minimum must not move
 
 
 def encoder_kl(samples: Tensor, sigma: float, reference: Mixture) -> Tensor:
-    """KL(N(x, sigma^2 I) || v_sigma) of every sample, (N,) nats, in the reference's eigenbasis.
+    """KL(N(x, sigma^2 I) || v_sigma) of every sample, (N,) nats.
 
     Args:
         samples: (N, *shape).
         sigma: T.
         reference: v, of one component; N(0, I) gives the code of a variance-preserving model.
     """
-    s, v = sigma**2, reference.directions[0]
-    apart = floats(samples).flatten(1).double() - reference.means[0]
-    along = apart @ v
-    rest = (apart.square().sum(1) - along.square().sum(1)).clamp(min=0)
-
-    def spread(variance: Tensor) -> Tensor:
-        ratio = s / (variance + s)
-        return ratio - 1 - ratio.log()
-
-    inside, beyond = reference.variances[0], reference.tail[0]
-    volume = spread(inside).sum() + (v.shape[0] - v.shape[1]) * spread(beyond)
-    return 0.5 * ((along**2 / (inside + s)).sum(1) + rest / (beyond + s) + volume)
+    size = samples[0].numel()
+    entropy = size / 2 * (1 + 2 * math.log(sigma))  # both without d/2 log(2 pi)
+    return cross_entropy(reference, samples, [sigma])[:, 0] - entropy
 
 
 def code_information(

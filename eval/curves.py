@@ -252,16 +252,27 @@ def gaussian_gap(first: Mixture, second: Mixture, samples: Tensor, sigma: float)
     Returns:
         (N,) nats; positive where the second is the better model.
     """
-    return _cross_entropy(first, samples, sigma) - _cross_entropy(second, samples, sigma)
+    first_cost, second_cost = (cross_entropy(law, samples, [sigma]) for law in (first, second))
+    return (first_cost - second_cost)[:, 0]
 
 
-def _cross_entropy(law: Mixture, samples: Tensor, sigma: float) -> Tensor:
-    """(N,) minus the log-density of x + sigma n averaged over n, without d/2 log(2 pi)."""
+def cross_entropy(law: Mixture, samples: Tensor, sigmas: Sequence[float] | Tensor) -> Tensor:
+    """Minus the log-density of x + sigma n under a Gaussian, averaged over n.
+
+    Args:
+        law: Of one component; its own noise is added to its variances.
+        samples: (N, *shape).
+        sigmas: (K,).
+
+    Returns:
+        (N, K) nats, without the constant d/2 log(2 pi).
+    """
     along, rest, outside = _coordinates(law, samples)
-    s = sigma**2
-    inside, beyond = law.variances[0] + s, law.tail[0] + s
-    volume = inside.log().sum() + outside * beyond.log()
-    return 0.5 * (((along**2 + s) / inside).sum(1) + (rest + outside * s) / beyond + volume)
+    s = torch.as_tensor(sigmas, dtype=torch.float64)[:, None] ** 2
+    inside, beyond = law.variances[0] + s, law.tail[0] + s  # (K, r), (K, 1)
+    square = along**2 @ (1 / inside).mT + rest[:, None] / beyond.mT
+    volume = inside.log().sum(1) + outside * beyond[:, 0].log()
+    return 0.5 * (square + (s / inside).sum(1) + outside * (s / beyond)[:, 0] + volume)
 
 
 def _coordinates(law: Mixture, samples: Tensor) -> tuple[Tensor, Tensor, int]:

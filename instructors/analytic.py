@@ -136,6 +136,31 @@ def empirical(samples: Tensor, bandwidth: float = 0.0, **sigmas: float) -> Mixtu
 DENSE = 1024  # features up to which a covariance is formed and diagonalised as it is
 
 
+def principal_axes(rows: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Leading eigenvalues and eigenvectors of rows' rows.
+
+    Args:
+        rows: (N, d), on the CPU. Up to d = 1024 in float64, all d of them; above, the d by d
+            matrix is never formed.
+        rank: How many, above d = 1024.
+
+    Returns:
+        (r,) falling and (d, r) orthonormal, float64.
+
+    Source:
+        Randomised SVD: Halko, Martinsson and Tropp 2011, arXiv 0909.4061.
+    """
+    if rows.shape[1] <= DENSE:
+        rows = rows.double()
+        values, vectors = torch.linalg.eigh(rows.mT @ rows)
+        return values.clamp(min=0).flip(0), vectors.flip(1)
+    from sklearn.utils.extmath import randomized_svd  # half a second to import
+
+    rank = min(rank, len(rows) - 1)
+    _, scales, axes = randomized_svd(rows.numpy(), rank, random_state=0)
+    return torch.from_numpy(scales).double() ** 2, torch.from_numpy(axes).double().mT
+
+
 def fit_gaussian(samples: Tensor, rank: int = 256, **sigmas: float) -> Mixture:
     """The Gaussian fitted to samples: the linear denoiser of least loss, made to generalise.
 
@@ -153,27 +178,15 @@ def fit_gaussian(samples: Tensor, rank: int = 256, **sigmas: float) -> Mixture:
 
     Source:
         a: Chen, Wiesel, Eldar and Hero 2010, arXiv 0907.4698, eq. 23 (OAS), for large d.
-        SVD: Halko, Martinsson and Tropp 2011, arXiv 0909.4061.
     """
-    flat, count, size = samples.flatten(1), len(samples), samples[0].numel()
-    if size <= DENSE:
-        flat = flat.double()
-        mean = flat.mean(0)
-        variances, directions = torch.linalg.eigh((flat - mean).mT @ (flat - mean) / count)
-        variances, directions = variances.clamp(min=0).flip(0), directions.flip(1)
-        tail = variances.new_zeros(())
-    else:
-        from sklearn.utils.extmath import randomized_svd  # half a second to import
-
-        mean = flat.mean(0)
-        centred = flat - mean
-        total = centred.square().sum(dtype=torch.float64) / count
-        rank = min(rank, count - 1)
-        _, scales, rows = randomized_svd(centred.numpy(), rank, random_state=0)
-        variances = torch.from_numpy(scales).double() ** 2 / count
-        directions = torch.from_numpy(rows).double().mT
-        tail = (total - variances.sum()).clamp(min=0) / (size - rank)
+    flat, count = samples.flatten(1), len(samples)
+    size = flat.shape[1]
+    mean = flat.double().mean(0) if size <= DENSE else flat.mean(0)
+    centred = (flat - mean) / math.sqrt(count)
+    variances, directions = principal_axes(centred, rank)
     rest = size - len(variances)
+    total = centred.square().sum(dtype=torch.float64)
+    tail = (total - variances.sum()).clamp(min=0) / rest if rest else variances.new_zeros(())
     trace = variances.sum() + rest * tail
     square = (variances**2).sum() + rest * tail**2
     spread = (count + 1) * (square - trace**2 / size)

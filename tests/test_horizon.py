@@ -316,8 +316,10 @@ def test_the_command_answers_with_errors_and_a_picture(tmp_path, capsys):
     assert facts["gain"]["value"] > 30
     assert 3 < facts["T_eps"]["value"] < 80
     assert len(facts["curve"]["sigma"]) == len(facts["curve"]["nats"])
-    assert facts["verdict"] in facts["protocol"]
-    assert "30 images of digits:held-out" in capsys.readouterr().out
+    assert facts["command"].startswith("python -m eval horizon --model digits")
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "30 images of digits:held-out" in printed
+    assert facts["verdict"] in printed
     assert (tmp_path / "r.png").stat().st_size > 5000
 
 
@@ -364,6 +366,7 @@ def test_training_images_are_named_by_the_card(tmp_path):
         ),
         (["--data", "{tmp}/plain.npz"], "no classes, digits knows 10"),
         (["--data", "digits:held-out:0-4"], "5 classes, digits knows 10"),
+        (["--data", "digits:held-out", "--plot", "{tmp}/no/r.png"], "there is no folder"),
         (["--data", "digits:held-out", "steps=3"], "steps=3: nothing is trained with --folds 1"),
         (["--data", "digits:held-out", "--lowest", "90"], "expected 0 < lowest < highest"),
         (["--data", "digits:held-out", "--tolerance", "0"], "expected a positive number of nats"),
