@@ -101,6 +101,9 @@ def main(argv: list[str] | None = None) -> int:
     far.add_argument(
         "--subgaussian", type=float, metavar="R", help="of --bound, beside 0.1, 1, 10 and 100"
     )
+    far.add_argument(
+        "--kappas", metavar="K,K", help="strengths of the recipe's penalty to choose from, and 0"
+    )
     far.add_argument("--plot", type=Path, metavar="PNG", help="also draw the certificate")
     far.add_argument("--json", type=Path, metavar="PATH", help="also write the table there")
     far.add_argument("overrides", nargs="*", metavar="key=value", help="of a recipe")
@@ -250,10 +253,14 @@ def _horizon(arguments: argparse.Namespace) -> tuple[list[dict[str, str]], dict[
         raise InstilError(
             f"--subgaussian {arguments.subgaussian:g}: expected a positive number beside --bound"
         )
+    if alone and arguments.kappas:
+        raise InstilError("--kappas: nothing is trained with --folds 1")
     if alone and arguments.overrides:
         raise InstilError(f"{arguments.overrides[0]}: nothing is trained with --folds 1")
     if not alone and arguments.trained_on:
         raise InstilError("--trained-on: folds are trained on --data; leave it out")
+    more: list[dict[str, str]] = []
+    extra: dict[str, Any] = {}
     if alone:
         found = outlook.as_it_is(
             arguments.model,
@@ -262,16 +269,33 @@ def _horizon(arguments: argparse.Namespace) -> tuple[list[dict[str, str]], dict[
             arguments.trained_on,
             bound=arguments.bound,
         )
+    elif arguments.kappas:
+        found, more, extra["kappa"] = outlook.by_kappa(
+            arguments.model,
+            arguments.data,
+            question,
+            _numbers("--kappas", arguments.kappas),
+            arguments.overrides,
+        )
     else:
         found = outlook.by_folds(arguments.model, arguments.data, question, arguments.overrides)
     if arguments.plot:
         plots.horizon_curve(found.horizon, arguments.plot)
-    rows, facts = found.rows(), found.facts()
+    rows, facts = found.rows() + more, found.facts() | extra
     if arguments.bound:
-        more, facts["bound"] = outlook.bounds_of(found, question, arguments.subgaussian)
-        rows += more
+        terms, facts["bound"] = outlook.bounds_of(found, question, arguments.subgaussian)
+        rows += terms
     print(found.verdict)
     return rows, facts | {"command": arguments.command_line, "environment": environment()}
+
+
+def _numbers(option: str, text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise InstilError(
+            f"{option} {text}: expected numbers with commas between, such as 0.1,0.5"
+        ) from None
 
 
 def _device() -> Any:

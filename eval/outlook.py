@@ -11,6 +11,7 @@ from torch import Tensor
 
 from eval import card
 from eval.bounds import generalization_bound
+from eval.curves import Estimate, contributions, loss_gap
 from eval.horizon import (
     REFERENCES,
     Horizon,
@@ -90,6 +91,7 @@ class Outlook:
         protocol: How it was measured.
         verdict: One sentence.
         distil: Whether the model is worth distilling.
+        losses: What it was read off.
         instructor: The model, where it was not trained anew.
         training: Images it was trained on, where known.
     """
@@ -98,6 +100,7 @@ class Outlook:
     protocol: str
     verdict: str
     distil: bool
+    losses: Losses
     instructor: Instructor | None = None
     training: data.Images | None = None
 
@@ -251,6 +254,59 @@ def by_folds(
     return _answer(losses, question, protocol)
 
 
+def by_kappa(
+    source: str,
+    images: str | None,
+    question: Question,
+    kappas: Sequence[float],
+    overrides: Sequence[str] = (),
+) -> tuple[Outlook, list[dict[str, str]], dict[str, Any]]:
+    """How much of the recipe's penalty, none included, by the least cross-fitted certificate.
+
+    Each strength is started where its own certificate is least, and compared with none by pairs of
+    samples; one that is not clearly better than none is not chosen.
+
+    Args:
+        source: As `by_folds` takes it, and likewise the others.
+        images: Likewise.
+        question: Likewise.
+        kappas: Strengths, beside 0.
+        overrides: Likewise; the recipe must have a `penalty`.
+
+    Returns:
+        The outlook of the chosen strength, table rows and facts of all.
+
+    Raises:
+        InstilError: As `by_folds`, or the recipe has no penalty, or a strength is not positive.
+    """
+    if recipe_of(source, overrides).penalty is None:
+        raise InstilError(
+            "--kappas: the recipe has no penalty; add penalty=reference_path or "
+            "penalty=score_gradient"
+        )
+    if not kappas or not all(0 < kappa < float("inf") for kappa in kappas):
+        raise InstilError(f"--kappas {kappas}: expected positive numbers; 0 is tried anyway")
+    found, costs, rows, facts = {}, {}, [], []
+    for kappa in (0.0, *sorted(set(kappas))):
+        one = by_folds(source, images, question, [*overrides, f"penalty.kappa={kappa}"])
+        gap = loss_gap(one.losses.model, one.losses.reference)
+        top = None if one.horizon.collapsed else one.horizon.best.value
+        cost = contributions(gap, high=top) if top else torch.zeros(len(gap.losses)).double()
+        found[kappa], costs[kappa] = one, cost
+        difference = Estimate.of(cost - costs[0.0])
+        text = str(difference) if kappa else "-"
+        rows.append({"figure": f"kappa {kappa:g}: nats less none", "value ± standard error": text})
+        facts.append({"kappa": kappa, "less_none": asdict(difference), **one.facts()})
+    better = {
+        kappa: costs[kappa].mean().item()
+        for kappa in found
+        if not kappa or ((d := Estimate.of(costs[kappa] - costs[0.0])).clear and d.value < 0)
+    }
+    chosen = min(better, key=lambda kappa: better[kappa])
+    rows.append({"figure": "kappa chosen", "value ± standard error": f"{chosen:g}"})
+    return found[chosen], rows, {"chosen": chosen, "tried": facts}
+
+
 def recipe_of(source: str, overrides: Sequence[str]) -> TrainRecipe:
     """The recipe that trains `source`, as `by_folds` takes it.
 
@@ -341,7 +397,7 @@ def _answer(
         f"{len(found.sigmas)} levels, {question.noise_draws} noise draws"
     )
     return Outlook(
-        found, protocol, verdict(found, question.reference), distil, instructor, training
+        found, protocol, verdict(found, question.reference), distil, losses, instructor, training
     )
 
 
