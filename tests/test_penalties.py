@@ -110,7 +110,7 @@ def distance_to_the_gaussian(folder, images):
 
 def test_training_follows_the_penalty_and_zero_is_none(tmp_path):
     """A large reference penalty makes the Gaussian's denoiser; kappa 0 is bit by bit no penalty."""
-    words = ["train", "data=digits:0-1", *TINY, "steps=60", f"output={tmp_path}"]
+    words = ["train", "data=digits:0-1", *TINY, "steps=150", f"output={tmp_path}"]
     for name, more in (
         ("none", []),
         ("zero", ["penalty=score_gradient", "penalty.kappa=0"]),
