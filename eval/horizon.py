@@ -256,7 +256,7 @@ def horizon(losses: Losses, tolerance: float = 0.02, seed: int = 0) -> Horizon:
     found = _minima(gap.mean()[None], gap.sigmas, tolerance)
     spread = _minima(shares @ gap.losses, gap.sigmas, tolerance)
     best, sufficient, gain = (
-        Estimate(value.item(), values.std().item())
+        Estimate(value.item(), (values - value).std().item())
         for value, values in zip(found, spread, strict=True)
     )
     nats, stderr = torch.zeros(2, len(gap.sigmas), dtype=torch.float64)
@@ -290,7 +290,7 @@ def _minima(gaps: Tensor, sigmas: Tensor, tolerance: float) -> tuple[Tensor, Ten
     first = (nats <= least[:, None] + tolerance).double().argmax(1)
     levels = position[0].exp()
     levels[0], levels[-1] = sigmas[0], sigmas[-1]
-    return levels[where], levels[first], -least
+    return levels[where], levels[first], 0 - least
 
 
 def crossings(gap: LossCurve) -> tuple[float, ...]:

@@ -153,8 +153,8 @@ def certificate(
 def digits_horizon(scale: float) -> Found:
     """002.9."""
     recipe = load_recipe(TrainRecipe, "digits", [], RECIPES)
-    steps, count = (recipe.steps, 2000) if scale == 1 else (round(scale * recipe.steps), 500)
-    starts = (0.5, 1.0, 2.0, 5.0, 14.0, 80.0) if scale == 1 else (0.5, 14.0)
+    steps, count = round(scale * recipe.steps / 2), 1000 if scale == 1 else 300
+    starts = (0.5, 1.0, 3.0, 14.0, 80.0) if scale == 1 else (0.5, 14.0)
     whole, held_out = data.load("digits"), data.load("digits:held-out")
     order = Draws.of_range(0, 0, 0, len(whole)).uniform("subset").argsort()
     rows: list[dict[str, str]] = []
@@ -201,6 +201,6 @@ EXPERIMENTS = {
     "002.9": Experiment(
         "digits: the certificate grows and the memorization gap falls with n",
         digits_horizon,
-        15.0,
+        8.0,
     ),
 }
