@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> int:
     far.add_argument("--tolerance", type=float, default=0.02, help="nats [%(default)s]")
     far.add_argument("--lowest", type=float, default=0.02, help="noise level [%(default)s]")
     far.add_argument("--samples", type=int, default=1000, help="images at most [%(default)s]")
-    far.add_argument("--draws", type=int, default=4, help="of noise per image [%(default)s]")
+    far.add_argument("--draws", type=int, default=2, help="of noise per image [%(default)s]")
     far.add_argument("--seed", type=int, default=0)
     far.add_argument(
         "--bound", action="store_true", help="also the paper's bound, on the training images"

@@ -58,7 +58,7 @@ class Question:
     tolerance: float = 0.02
     lowest: float = 0.02
     samples: int = 1000
-    noise_draws: int = 4
+    noise_draws: int = 2
     seed: int = 0
 
     def check(self) -> None:
