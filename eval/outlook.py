@@ -1,7 +1,7 @@
 """The horizon of an instructor, from its name and images: what is loaded, trained and refused."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from instructors.load import Instructor, load
 from instructors.sampler import heun
 from instructors.train import TrainRecipe, fresh, train
 
-REFERENCE_FOLDS = 5  # of an instructor that is not trained again
+REFERENCE_FOLDS = 5  # of the reference, where the instructor's training images are unknown
 
 
 @dataclass(frozen=True)
@@ -185,33 +185,37 @@ def as_it_is(
     else:
         note(f"{source}: its training images are unknown; --data must hold none of them")
     found = _some(found, question)
-    losses = cross_fitted(
-        lambda rows: denoiser,
-        found.pixels,
-        levels.unique(),
-        reference=question.reference,
-        folds=REFERENCE_FOLDS,
-        trained=False,
-        condition=_condition(found, denoiser.classes),
-        seed=question.seed,
-        noise_draws=question.noise_draws,
-        device=device,
-        label="held-out images",
-    )
-    if training is not None and images is not None:
-        some = _some(training, question, len(found))
-        seen, _ = paired_losses(
-            denoiser,
-            reference_law(question.reference, training.pixels),
-            some.pixels,
+    options: dict[str, Any] = {
+        "seed": question.seed,
+        "noise_draws": question.noise_draws,
+        "device": device,
+        "label": f"{source} on {found.source}",
+    }
+    if training is None or images is None:
+        losses = cross_fitted(
+            lambda rows: denoiser,
+            found.pixels,
             levels.unique(),
-            _condition(some, denoiser.classes),
-            seed=question.seed,
-            noise_draws=question.noise_draws,
-            device=device,
-            label="training images",
+            reference=question.reference,
+            folds=REFERENCE_FOLDS,
+            trained=False,
+            condition=_condition(found, denoiser.classes),
+            **options,
         )
-        losses = replace(losses, seen=seen)
+    else:
+        law = reference_law(question.reference, training.pixels)
+        pairs = [
+            paired_losses(
+                denoiser,
+                law,
+                some.pixels,
+                levels.unique(),
+                _condition(some, denoiser.classes),
+                **options,
+            )
+            for some in (found, _some(training, question, len(found)))
+        ]
+        losses = Losses(*pairs[0], seen=pairs[1][0])
     protocol = f"{source} on {len(found)} images of {found.source}"
     return _answer(losses, question, protocol, instructor, training)
 
