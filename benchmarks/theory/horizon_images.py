@@ -168,15 +168,15 @@ def certificate(
 def digits_horizon(scale: float) -> Found:
     """002.9."""
     recipe = load_recipe(TrainRecipe, "digits", [], RECIPES)
-    steps, count = round(scale * recipe.steps / 3), 500 if scale == 1 else 300
-    starts = (0.5, 1.5, 14.0, 80.0) if scale == 1 else (0.5, 14.0)
+    steps, count = round(scale * recipe.steps / 4), 400 if scale == 1 else 300
+    starts = (0.5, 2.0, 14.0) if scale == 1 else (0.5, 14.0)
     whole, held_out = data.load("digits"), data.load("digits:held-out")
     order = Draws.of_range(0, 0, 0, len(whole)).uniform("subset").argsort()
     rows: list[dict[str, str]] = []
     facts: dict[str, Any] = {"starts": starts}
     for size in (50, 200, 1000) if scale == 1 else (50, 1000):
         train = whole.select(order[:size].sort().values)
-        denoiser = fit(recipe.replace(steps=steps), train, Accelerator(cpu=True))
+        denoiser = fit(recipe.replace(steps=steps, batch=64), train, Accelerator(cpu=True))
         found = certificate(denoiser, train, held_out, draws=1)
         distances = distance_by_start(denoiser, train, starts, count)
         gap = found.memorization_gap
