@@ -135,8 +135,8 @@ def few_samples_collapse_the_horizon(scale: float) -> Found:
 def cross_fitting_finds_the_horizon(scale: float) -> Found:
     """002.3."""
     rows, facts, holds = [], {}, []
-    steps = _count(scale, 1000, 600)
-    for count in (16, 64):
+    steps = _count(scale, 2000, 600)
+    for count in (16, 64, 200) if scale == 1 else (16, 64):
         train = swiss_roll(count, 0)
         found = horizon(
             cross_fitted(lambda rows, train=train: fit(train[rows], steps), train, LEVELS, folds=4)
