@@ -102,6 +102,7 @@ SHIPPED = {"precision": "bf16", "compile": True, "channels_last": torch.cuda.is_
 
 def run(arguments: argparse.Namespace) -> tuple[Rows, dict[str, Any]]:
     """Time both loops on each network, in both columns."""
+    torch.set_num_threads(arguments.threads)
     rows, facts = [], {}
     for name in arguments.networks:
         facts[name] = {}
@@ -144,6 +145,7 @@ if __name__ == "__main__":
     options: dict[str, dict[str, Any]] = {
         "--networks": {"nargs": "+", "choices": list(NETWORKS), "default": list(NETWORKS)},
         "--rounds": {"type": int, "default": 7, "help": "rounds of either loop [%(default)s]"},
+        "--threads": {"type": int, "default": 1, "help": "of the processor [%(default)s]"},
         "--calls": {"type": int, "default": 3, "help": "updates per round [%(default)s]"},
     }
     sys.exit(command(run, "Seconds per student update, median of paired rounds", options))

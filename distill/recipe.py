@@ -16,10 +16,13 @@ class OneStep(Config):
 
     Attributes:
         sigma: The noise level it is read at.
+        init: Weights to start from instead of the instructor's: a run, a checkpoint, or one of its
+            `.safetensors` files, such as an average.
     """
 
     kind: Literal["one_step"] = "one_step"
     sigma: PositiveFloat = 2.5
+    init: str | None = None
 
 
 class FakeScore(Config):
@@ -31,11 +34,13 @@ class FakeScore(Config):
         levels: Noise levels of its training. None shares levels, noise and forward pass with the
             divergence, which saves a forward.
         optimizer: Of the fake score.
+        init: Weights to start from instead of the instructor's, as `student.init`.
     """
 
     updates: PositiveInt = 1
     levels: Levels | None = None
     optimizer: Adam = Adam()
+    init: str | None = None
 
 
 class Train(Config):

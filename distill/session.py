@@ -12,6 +12,7 @@ from distill.fake_score import full_copy
 from distill.plan import forwards_per_update
 from distill.recipe import Recipe
 from distill.trainer import State, micro_batch, train
+from distill.warm_start import warm_start
 from eval.images import Sampler, generate, instructor_sampler, student_sampler
 from eval.plots import run_curves
 from eval.yardstick import QUICK_SEEDS, Yardstick
@@ -33,14 +34,25 @@ from students.student import Student
 COLUMNS, ROWS = 10, 8  # of each half of a picture
 
 
-def build(recipe: Recipe, instructor: Instructor) -> State:
+def build(recipe: Recipe, instructor: Instructor, fresh: bool = True) -> State:
     """The state before the first update: student and fake are copies of the instructor.
 
+    Args:
+        recipe: What to build.
+        instructor: What to copy.
+        fresh: Whether the state starts a run, and so from `student.init` and `fake.init`; a
+            resumed run does not need these files any more.
+
     Raises:
-        InstilError: The recipe does not fit the instructor.
+        InstilError: The recipe does not fit the instructor, or the weights named in it do not.
     """
     student = OneStep(full_copy(instructor.denoiser), recipe.student.sigma)
-    return State.fresh(student, full_copy(instructor.denoiser), recipe)
+    fake = full_copy(instructor.denoiser)
+    if fresh and recipe.student.init:
+        warm_start(student, recipe.student.init, "student")
+    if fresh and recipe.fake.init:
+        warm_start(fake, recipe.fake.init, "fake")
+    return State.fresh(student, fake, recipe)
 
 
 def session(recipe: Recipe, resume: str | None = None) -> dict[str, Any]:
@@ -64,7 +76,7 @@ def session(recipe: Recipe, resume: str | None = None) -> dict[str, Any]:
     recipe = recipe.replace(train=resolved.model_dump(mode="json"))
     instructor = load(recipe.instructor)
     instructor.denoiser.to(device)
-    state = build(recipe, instructor)
+    state = build(recipe, instructor, fresh=resume is None)
     yardstick = None
     if main and recipe.evaluation.extractor:
         yardstick = Yardstick(recipe.evaluation, instructor, device)

@@ -119,7 +119,42 @@ class KarrasUniform(_Levels):
         return (last + time * (first - last)) ** self.rho
 
 
+class LogitNormal(_Levels):
+    """Times of a rectified flow, logit t ~ N(mean, std**2), moved by a resolution's shift.
+
+    With x_t = (1 - t) x + t n the noise level is sigma = t / (1 - t), so logit t is log sigma, and
+    the shift t -> shift t / (1 + (shift - 1) t) multiplies sigma by `shift`.
+
+    Source:
+        Esser et al. 2024, arXiv 2403.03206, eq. 19 (mean 0, std 1) and eq. 23 (shift 3 at 1024**2).
+    """
+
+    kind: Literal["logit_normal"] = "logit_normal"
+    mean: float = 0.0
+    std: PositiveFloat = 1.0
+    shift: PositiveFloat = 1.0
+
+    def quantile(self, uniform: Tensor, low: float, high: float) -> Tensor:
+        mean = self.mean + math.log(self.shift)
+        return LogNormal(mean=mean, std=self.std).quantile(uniform, low, high)
+
+
+class FlowUniform(_Levels):
+    """Times of a rectified flow, t uniform, moved by a resolution's shift as in `LogitNormal`."""
+
+    kind: Literal["flow_uniform"] = "flow_uniform"
+    shift: PositiveFloat = 1.0
+
+    def quantile(self, uniform: Tensor, low: float, high: float) -> Tensor:
+        first, last = (sigma / (self.shift + sigma) for sigma in (low, high))
+        time = first + (last - first) * uniform.double()
+        return (self.shift * time / (1 - time)).clamp(low, high).to(uniform.dtype)
+
+
 Levels = Annotated[
-    Annotated[LogNormal | LogUniform | KarrasUniform, Field(discriminator="kind")],
+    Annotated[
+        LogNormal | LogUniform | KarrasUniform | LogitNormal | FlowUniform,
+        Field(discriminator="kind"),
+    ],
     BeforeValidator(by_kind),
 ]

@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from scipy import stats
+from scipy import special, stats
 
 from instil.draws import Draws
 from instil.errors import InstilError
-from instil.levels import KarrasUniform, LogNormal, LogUniform
+from instil.levels import FlowUniform, KarrasUniform, LogitNormal, LogNormal, LogUniform
 
 LOW, HIGH = 0.002, 80.0
 UNIFORM = Draws.of_range(0, 0, 0, 20_000).uniform("sigma")
@@ -37,7 +37,24 @@ def test_karras_uniform_is_sids_mapping():
     assert sigma.max() == pytest.approx(24.41, abs=0.02)  # a fact about SiD's range
 
 
-@pytest.mark.parametrize("levels", [LogNormal(), LogUniform(), KarrasUniform()])
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_flow_levels_are_shifted_times(shift):
+    """Times drawn first and shifted second, as arXiv 2403.03206 has it, give the same law."""
+
+    def unshifted(levels):
+        sigma = levels.sample(UNIFORM.double(), 1e-9, 1e9)
+        time = sigma / (1 + sigma)
+        return (time / (shift - (shift - 1) * time)).numpy()  # the inverse of the paper's map
+
+    normal = special.logit(unshifted(LogitNormal(mean=0.3, std=0.8, shift=shift)))
+    assert stats.kstest(normal, stats.norm(0.3, 0.8).cdf).pvalue > 1e-3
+    uniform = unshifted(FlowUniform(shift=shift))
+    assert stats.kstest(uniform, stats.uniform.cdf).pvalue > 1e-3
+
+
+@pytest.mark.parametrize(
+    "levels", [LogNormal(), LogUniform(), KarrasUniform(), LogitNormal(), FlowUniform(shift=3.0)]
+)
 def test_samples_stay_in_the_networks_range_in_float32(levels):
     extreme = torch.tensor([1e-12, 0.5, 1 - 1e-7])
     sigma = levels.sample(extreme, LOW, HIGH)

@@ -113,6 +113,20 @@ def test_resumed_equals_uninterrupted(tiny, tmp_path, accumulation):
     assert steps == sorted(set(steps))
 
 
+def test_another_objective_goes_on_from_an_earlier_run(tiny, tmp_path):
+    quick = [*tiny, "evaluation.extractor=null", "train.steps=2"]
+    assert main([*quick, "name=sid"]) == 0
+    sid = tmp_path / "runs" / "sid"
+    average = sid / "checkpoints" / "step-00000002" / "average-100.safetensors"
+    inits = [f"student.init={average}", f"fake.init={sid}"]
+    assert main([*quick, *inits, "divergence=dmd", "name=dmd"]) == 0
+    first = tmp_path / "runs" / "dmd" / "checkpoints" / "step-00000000"
+    assert_same(*map(load_file, (average, first / "student.safetensors")))
+    assert_same(*map(load_file, (average.with_name("fake.safetensors"), first / "fake.safetensors")))
+    average.unlink()  # a resumed run does not read it again
+    assert main([*quick, *inits, "divergence=dmd", "name=dmd", "--resume", "train.steps=3"]) == 0
+
+
 def test_resume_by_folder_needs_no_recipe(tiny, tmp_path):
     assert main([*tiny, "evaluation.extractor=null", "train.steps=2"]) == 0
     run = tmp_path / "runs" / "digits"
@@ -228,6 +242,11 @@ BAD = {
     "extractor of another shape": (["evaluation.extractor=vgg"], "extractor vgg: expected"),
     "batch that does not divide": (["train.accumulation=3"], "train.batch: 8 does not divide"),
     "two recipes": (["digits"], "digits digits: expected one recipe"),
+    "warm start from nothing": (["student.init={tmp}"], "holds no checkpoint; expected a run"),
+    "warm start from other weights": (
+        ["fake.init=eval/extractors/digits.safetensors"],
+        "fake.init: eval/extractors/digits.safetensors: holds other weights: missing network.",
+    ),
     "nothing to resume": (["--resume"], "no run of that name to resume"),
     "resume from nowhere": (["--resume", "{tmp}"], "no complete checkpoint there"),
     "corrupted safetensors": (corrupt, "weights cannot be loaded"),

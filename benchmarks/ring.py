@@ -1,0 +1,88 @@
+"""A 2-D mixture on a ring: what each objective makes of eight separate modes, in seconds."""
+
+import math
+import time
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from distill.fake_score import full_copy
+from distill.recipe import Method
+from distill.trainer import State, train
+from eval.distances import wasserstein2
+from instil.draws import Draws
+from instructors.analytic import Mixture, mixture
+from instructors.denoising import denoising_loss
+from instructors.karras import Karras
+from instructors.networks import MLP
+from students.one_step import OneStep
+
+MODES, RADIUS, WIDTH = 8, 3.0, 0.2
+SAMPLES = 2_000
+LEVELS = {"kind": "log_uniform", "sigma_min": 0.05, "sigma_max": 20.0}
+ADAM = {"lr": 1e-3, "betas": [0.0, 0.99]}
+
+
+def law() -> Mixture:
+    """Eight Gaussians of standard deviation 0.2 on a circle of radius 3, known exactly."""
+    angle = torch.arange(MODES) * 2 * math.pi / MODES
+    means = RADIUS * torch.stack([angle.cos(), angle.sin()], 1)
+    return mixture(torch.ones(MODES), means, WIDTH**2 * torch.eye(2).expand(MODES, 2, 2))
+
+
+def pretrained(instructor: Mixture, seed: int, steps: int = 2_000) -> Karras:
+    """A network trained on samples of the mixture: what student and fake start from."""
+    torch.manual_seed(seed)
+    denoiser = Karras(MLP(2, width=128), (2,), sigma_data=RADIUS / math.sqrt(2))
+    adam = torch.optim.Adam(denoiser.parameters(), lr=2e-3)
+    levels = Method().replace(levels=LEVELS).levels
+    for step in range(steps):
+        draws = Draws.of_range(seed, step, 0, 512)
+        clean = _sample(instructor, draws)
+        sigma = levels.sample(draws.uniform("sigma").float(), 0.002, 80.0)
+        noisy = clean + sigma[:, None] * draws.normal("noise", (2,))
+        denoising_loss(denoiser(noisy, sigma), clean, denoiser.weight(sigma)).mean().backward()
+        adam.step()
+        adam.zero_grad()
+    return denoiser
+
+
+def measure(samples: Tensor, instructor: Mixture, seed: int) -> dict[str, float]:
+    """W2 and its floor, modes that hold at least a quarter of their share, samples near a mode."""
+    truth = [_sample(instructor, Draws.of_range(seed, block, 0, SAMPLES)) for block in (1, 2)]
+    distance, nearest = torch.cdist(samples, instructor.means).min(1)
+    share = torch.bincount(nearest[distance < 3 * WIDTH], minlength=MODES) / len(samples)
+    return {
+        "w2": wasserstein2(samples, truth[0]),
+        "floor": wasserstein2(truth[1], truth[0]),
+        "modes": int((share > 0.25 / MODES).sum()),
+        "near": (distance < 3 * WIDTH).double().mean().item(),
+    }
+
+
+def distil(divergence: dict[str, Any], seed: int, steps: int) -> dict[str, float]:
+    """Distil the exact mixture into one step, from level 5."""
+    instructor = law()
+    start = pretrained(instructor, seed)
+    method = Method().replace(
+        divergence=divergence,
+        levels=LEVELS,
+        optimizer=ADAM,
+        fake={"updates": 2, "optimizer": ADAM},
+        train={"steps": steps, "batch": 256, "averages": [20_000], "seed": seed},
+    )
+    state = State.fresh(OneStep(full_copy(start), 5.0), full_copy(start), method)
+    began = time.perf_counter()
+    for _ in train(state, instructor, method, Accelerator(cpu=True)):
+        pass
+    seconds = time.perf_counter() - began
+    student = state.averages[0].module
+    with torch.no_grad():
+        samples = student(student.prior(Draws.of_range(seed, 10**9, 0, SAMPLES)))
+    return measure(samples, instructor, seed) | {"seconds": seconds}
+
+
+def _sample(instructor: Mixture, draws: Draws) -> Tensor:
+    return instructor.sample(draws.normal("z", (2,)), draws.uniform("component"))

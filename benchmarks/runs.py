@@ -1,0 +1,96 @@
+"""Distillation runs of the benchmarks: each is made once, kept, and shared between benchmarks."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill.__main__ import RECIPES
+from distill.recipe import Recipe
+from instil.config import load_recipe
+from instil.report import METRICS, note
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "--runs": {
+        "type": Path,
+        "default": Path("runs/benchmarks"),
+        "metavar": "DIR",
+        "help": "finished runs are kept there and not repeated [%(default)s]",
+    },
+    "--jobs": {"type": int, "default": 2, "help": "runs at once, one core each [%(default)s]"},
+    "--seeds": {"type": int, "default": 3, "help": "training seeds [%(default)s]"},
+}
+# Several averages of one run cost little, and the raw weights (half-life 0) belong beside them.
+AVERAGES = (0, 2_000, 10_000, 50_000)
+COMMON = (f"train.averages={list(AVERAGES)}", "train.precision=bf16", "save_every=2000", "keep=1")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run."""
+
+    folder: Path
+
+    @cached_property
+    def report(self) -> dict[str, Any]:
+        """Its final report."""
+        return json.loads((self.folder / "report.json").read_text())
+
+    @cached_property
+    def checkpoint(self) -> Path:
+        """Its last checkpoint."""
+        return max((self.folder / "checkpoints").glob("step-*"))
+
+    def curve(self, average: str) -> tuple[np.ndarray, np.ndarray]:
+        """Updates and quick distances of one average, both (N,)."""
+        lines = (self.folder / METRICS).read_text().splitlines()
+        found = [record for line in lines if "fd" in (record := json.loads(line))]
+        steps, distances = ([r["step"] for r in found], [r["fd"][average] for r in found])
+        return np.array(steps), np.array(distances)
+
+
+def distilled(jobs: Sequence[Sequence[str]], folder: Path, workers: int) -> list[Run]:
+    """Carry out recipes in processes of one thread each, except those done before.
+
+    Args:
+        jobs: Each a recipe's name and `key=value` changes, as on the command line.
+        folder: Holds a run per recipe, named by a hash of all that is in it.
+        workers: Processes at once.
+
+    Returns:
+        The runs, in order.
+    """
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(lambda job: _carry_out(job, folder), jobs))
+
+
+def _carry_out(job: Sequence[str], folder: Path) -> Run:
+    recipe = load_recipe(Recipe, job[0], [*COMMON, *job[1:]], RECIPES)
+    name = hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()[:12]
+    run = Run(folder / name)
+    if (run.folder / "report.json").exists():
+        return run
+    started = (run.folder / "checkpoints").exists()
+    words = [job[0], *COMMON, *job[1:], f"output={folder}", f"name={name}"]
+    words += ["--resume", str(run.folder)] if started else []
+    note(f"{name}: {' '.join(job)}")
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{name}.log").open("a") as log:
+        subprocess.run(  # noqa: S603, our own command
+            [sys.executable, "-m", "distill", *words],
+            check=True,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+        )
+    return run

@@ -1,0 +1,33 @@
+"""Weights of an earlier run as the start of a new one: another objective, a longer schedule."""
+
+from pathlib import Path
+
+from torch import nn
+
+from instil import checkpoint
+from instil.errors import InstilError
+
+
+def warm_start(module: nn.Module, source: str, name: str) -> None:
+    """Load weights that an earlier run saved; every tensor must be there and fit.
+
+    Args:
+        module: Changed in place.
+        source: A `.safetensors` file of a checkpoint, a checkpoint, or a run (its last checkpoint).
+        name: Of the file inside a checkpoint: `student` or `fake`.
+
+    Raises:
+        InstilError: Nothing there, or it holds other weights.
+    """
+    path = Path(source)
+    if path.is_dir():
+        found = [path] if (path / checkpoint.META).exists() else checkpoint.find(path / "checkpoints")
+        if not found:
+            raise InstilError(
+                f"{name}.init: {source} holds no checkpoint; expected a run, a checkpoint "
+                "or a .safetensors file of one"
+            )
+        path = found[-1] / f"{name}.safetensors"
+    tensors = checkpoint.read_tensors(path)
+    checkpoint.compare(f"{name}.init: {path}", tensors, module.state_dict())
+    module.load_state_dict(tensors)
