@@ -267,7 +267,7 @@ def shared_size(
     target: tuple[Tensor, Tensor],
     sigma: float,
     nats: float,
-    most: int = 256,
+    most: int = 512,
 ) -> SharedSize:
     """`eval.latents.shared_dimension` of samples; nothing is subtracted for ambient noise.
 

@@ -161,7 +161,7 @@ def principal_axes(rows: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(scales).double() ** 2, torch.from_numpy(axes).double().mT
 
 
-def fit_gaussian(samples: Tensor, rank: int = 256, **sigmas: float) -> Mixture:
+def fit_gaussian(samples: Tensor, rank: int = 1024, **sigmas: float) -> Mixture:
     """The Gaussian fitted to samples: the linear denoiser of least loss, made to generalise.
 
     Its covariance is (1 - a) S + a tr(S)/d I, S that of the samples: few samples must not claim

@@ -1,6 +1,8 @@
 """`python -m eval latents`: what it finds where the answer is known, and what it refuses."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,8 @@ from PIL import Image
 from eval.__main__ import main
 from instil import data
 from instil.draws import Draws
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "latents.md"
 
 
 def planes(count, seed, tilt, features=16, k=3, noise=0.05):
@@ -135,3 +139,11 @@ def test_wrong_inputs_are_one_sentence(files, change, message, capsys):
     assert len(lines) == 1
     assert lines[0].startswith("error: ")
     assert message in lines[0]
+
+
+def test_the_documented_python_runs(tmp_path, monkeypatch):
+    (block,) = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.S)
+    monkeypatch.chdir(tmp_path)
+    exec(block, {})
+    picture = Image.open(tmp_path / "digits-in-latents.png")
+    assert picture.size == (4 * (12 * 9 - 1), 4 * (4 * 9 - 1))
