@@ -21,7 +21,9 @@ def warm_start(module: nn.Module, source: str, name: str) -> None:
     """
     path = Path(source)
     if path.is_dir():
-        found = [path] if (path / checkpoint.META).exists() else checkpoint.find(path / "checkpoints")
+        found = (
+            [path] if (path / checkpoint.META).exists() else checkpoint.find(path / "checkpoints")
+        )
         if not found:
             raise InstilError(
                 f"{name}.init: {source} holds no checkpoint; expected a run, a checkpoint "

@@ -122,7 +122,9 @@ def test_another_objective_goes_on_from_an_earlier_run(tiny, tmp_path):
     assert main([*quick, *inits, "divergence=dmd", "name=dmd"]) == 0
     first = tmp_path / "runs" / "dmd" / "checkpoints" / "step-00000000"
     assert_same(*map(load_file, (average, first / "student.safetensors")))
-    assert_same(*map(load_file, (average.with_name("fake.safetensors"), first / "fake.safetensors")))
+    assert_same(
+        *map(load_file, (average.with_name("fake.safetensors"), first / "fake.safetensors"))
+    )
     average.unlink()  # a resumed run does not read it again
     assert main([*quick, *inits, "divergence=dmd", "name=dmd", "--resume", "train.steps=3"]) == 0
 
