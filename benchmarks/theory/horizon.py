@@ -123,13 +123,16 @@ def few_samples_collapse_the_horizon(scale: float) -> Found:
         facts[str(count)] = {
             "T_opt": held_out.best.value,
             "T_opt_trained": trained.best.value,
+            "gain": held_out.gain.value,
+            "gain_trained": trained.gain.value,
             "lost": lost,
             "starts": starts,
             "kl": kl,
         }
-    few, more = facts["16"], facts["32"]
-    wrong = all(each["T_opt_trained"] > 1 and each["lost"] > 0.1 for each in (few, more))
-    return rows, facts | {"holds": few["T_opt"] < 0.1 and wrong}
+    few = facts["16"]
+    wrong = all(each["gain_trained"] > 2 * each["gain"] for each in facts.values())
+    collapsed = few["T_opt"] < 0.1 < 1 < few["T_opt_trained"] and few["lost"] > 0.1
+    return rows, facts | {"holds": collapsed and wrong}
 
 
 def cross_fitting_finds_the_horizon(scale: float) -> Found:
