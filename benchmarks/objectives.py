@@ -23,6 +23,7 @@ DIVERGENCES: dict[str, dict[str, Any]] = {
     "ikl": {"kind": "ikl"},
     "dmd": {"kind": "dmd"},
     "sid": {"kind": "sid", "alpha": 1.2},
+    "sid-1.0": {"kind": "sid", "alpha": 1.0},
     "sim": {"kind": "sim"},
 }
 

@@ -1,4 +1,4 @@
-"""Train instructors; under Accelerate, `accelerate launch -m instructors train …`."""
+"""Train or convert instructors; under Accelerate, `accelerate launch -m instructors train …`."""
 
 import argparse
 import shlex
@@ -23,7 +23,13 @@ def main(argv: list[str] | None = None) -> int:
     train.add_argument(
         "--resume", nargs="?", const="", metavar="DIR", help="continue the newest run, or this one"
     )
+    convert = commands.add_parser("convert", help="make safetensors of an EDM pickle; runs nothing")
+    convert.add_argument("file", type=Path, help="such as edm-cifar10-32x32-uncond-vp.pkl")
+    convert.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
+    convert.add_argument("--json", type=Path, metavar="PATH", help="also write the table there")
     arguments = parser.parse_args(argv)
+    if arguments.command == "convert":
+        return _convert(arguments.file, arguments.out, arguments.json)
     source, overrides = arguments.recipe, arguments.overrides
     if source and "=" in source:
         source, overrides = None, [source, *overrides]
@@ -34,6 +40,22 @@ def main(argv: list[str] | None = None) -> int:
     words = argv if argv is not None else sys.argv[1:]
     folder = session(recipe, arguments.resume, f"python -m instructors {shlex.join(words)}")
     note(f"instructor: {folder}")
+    return 0
+
+
+def _convert(file: Path, out: Path, json: Path | None) -> int:
+    from instil.report import show, write_json
+    from instructors.convert import convert
+
+    facts = convert(file, out)
+    rows = [{"what": key, "value": str(value)} for key, value in facts.items()]
+    show(f"{file} -> {out}", rows)
+    if facts["licence"] == "unknown":
+        note(f"licence: unknown; if you know it, write `license: …` into {out / 'README.md'}")
+    else:
+        note(f"licence: {facts['licence']}, which students made from {out} inherit")
+    if json:
+        write_json(json, facts)
     return 0
 
 

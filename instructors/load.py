@@ -14,6 +14,7 @@ from huggingface_hub import ModelCard, snapshot_download
 from instil.errors import InstilError
 from instructors.denoiser import Denoiser
 from instructors.discrete import PREDICTIONS, DiscreteVP
+from instructors.folder import ADAPTERS, adapt
 from instructors.karras import Karras
 
 ZOO = Path(str(files("instructors") / "zoo"))
@@ -92,8 +93,8 @@ def load(source: str) -> Instructor:
         raise InstilError(f"{source}: holds no unet/config.json and no config.json")
     config = _read_json(where / "config.json")
     name = config.get("_class_name")
-    if name != "UNet2DModel":
-        raise InstilError(f"{source}: a {name} is not supported; supported: UNet2DModel")
+    if name not in ("UNet2DModel", "SongUNet"):
+        raise InstilError(f"{source}: a {name} is not supported; supported: UNet2DModel, SongUNet")
     scheduler = next(
         (
             _read_json(file)
@@ -140,8 +141,13 @@ def _load_unet(source: str, folder: Path, config: dict[str, Any]) -> torch.nn.Mo
     }
     for key in (key for key, faulty in faults.items() if faulty):
         raise InstilError(f"{source}: UNet2DModel with {key}={config[key]!r} is not supported")
+    network_class: Any = UNet2DModel
+    if config["_class_name"] == "SongUNet":
+        from instructors.song_unet import SongUNet
+
+        network_class = SongUNet
     try:
-        loaded: Any = UNet2DModel.from_pretrained(
+        loaded: Any = network_class.from_pretrained(
             folder, output_loading_info=True, use_safetensors=True, local_files_only=True
         )
     except Exception as error:  # a corrupted file surfaces as half a dozen kinds of error
@@ -167,6 +173,11 @@ def _adapt(source: str, network: Any, scheduler: dict[str, Any]) -> Denoiser:
     if name == "EDMEulerScheduler" and prediction == "epsilon":
         levels = {key: scheduler[key] for key in ("sigma_min", "sigma_max", "sigma_data")}
         return Karras(network, shape, classes=classes, **levels)
+    if name in ADAPTERS:
+        try:
+            return adapt(scheduler, network, shape, classes)
+        except ValueError as error:
+            raise InstilError(f"{source}: {error}") from None
     if "beta_schedule" in scheduler and prediction in PREDICTIONS:
         from diffusers import DDPMScheduler
 

@@ -1,6 +1,9 @@
-"""A one-step student as a folder that plain diffusers loads and samples in one step."""
+"""A one-step student as a folder that plain diffusers loads and samples in one step.
 
-import shutil
+Where diffusers lacks the network or what stands around it, the folder is of the same layout and
+`instructors.load` reads it.
+"""
+
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from instil.errors import InstilError
 from instructors.denoiser import Denoiser
 from instructors.discrete import DiscreteVP
+from instructors.folder import appearing, is_ours, save
 from instructors.karras import Karras
 from students.one_step import OneStep
 from students.student import Student
@@ -21,10 +25,21 @@ from diffusers import DiffusionPipeline
 pipeline = DiffusionPipeline.from_pretrained("{folder}")
 images = pipeline(batch_size=16, num_inference_steps=1{labels}).images
 """
+# Diffusers has no class for this student.
+OWN_USAGE = """\
+import torch
+from instructors.denoiser import class_labels
+from instructors.load import load
+from students.one_step import OneStep
+
+student = OneStep(load("{folder}").denoiser, {sigma})
+labels = class_labels(student.classes, torch.arange(16))
+images = student((torch.randn(16, *student.shape),), labels)
+"""
 
 
 def export(student: Student, folder: Path, card: Mapping[str, Any]) -> None:
-    """Write a diffusers pipeline with a model card; an existing folder is replaced as a whole.
+    """Write a pipeline with a model card; an existing folder is replaced as a whole.
 
     Args:
         student: On the CPU or not; written as it is.
@@ -32,8 +47,13 @@ def export(student: Student, folder: Path, card: Mapping[str, Any]) -> None:
         card: `instructor`, `licence`, `recipe` (YAML), `figures` ({name: text}).
 
     Raises:
-        InstilError: The student's network has no layout that plain diffusers knows.
+        InstilError: The student's network has no layout.
     """
+    if isinstance(student, OneStep) and is_ours(student.denoiser):
+        with appearing(folder) as partial:
+            save(partial, student.denoiser)
+            _card(student, folder, card).save(partial / "README.md")
+        return
     from diffusers import UNet2DModel  # seconds to import
 
     network = getattr(student.denoiser, "network", None) if isinstance(student, OneStep) else None
@@ -43,12 +63,9 @@ def export(student: Student, folder: Path, card: Mapping[str, Any]) -> None:
             f"with a {type(network).__name__} network"
         )
     pipeline = _pipeline(network, student.denoiser, student.sigma, bool(student.classes))
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    pipeline.save_pretrained(partial)
-    _card(student, folder, card).save(partial / "README.md")
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    with appearing(folder) as partial:
+        pipeline.save_pretrained(partial)
+        _card(student, folder, card).save(partial / "README.md")
 
 
 def _pipeline(network: Any, denoiser: Denoiser, sigma: float, conditional: bool) -> Any:
@@ -85,13 +102,16 @@ def _pipeline(network: Any, denoiser: Denoiser, sigma: float, conditional: bool)
 
 
 def _card(student: OneStep, folder: Path, card: Mapping[str, Any]) -> ModelCard:
+    ours = is_ours(student.denoiser)
     metadata = ModelCardData(
         license=card["licence"] if card["licence"] != "unknown" else None,
-        library_name="diffusers",
+        library_name="instil" if ours else "diffusers",
         tags=["one-step", "distillation", "data-free"],
     )
     labels = f", class_labels=torch.arange(16) % {student.classes}" if student.classes else ""
-    usage = USAGE.format(folder=folder.name, labels=labels)
+    usage = (OWN_USAGE if ours else USAGE).format(
+        folder=folder.name, labels=labels, sigma=student.sigma
+    )
     figures = "\n".join(f"| {name} | {value} |" for name, value in card["figures"].items())
     return ModelCard(
         f"""---

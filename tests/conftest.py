@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,55 @@ def unet():
         )
 
     return build
+
+
+@pytest.fixture
+def persistent(monkeypatch):
+    """Make an object that pickles as NVIDIA's persistent classes do.
+
+    Called with a class name, tensors by dotted name, recorded arguments, further attributes and the
+    source text that their own loader would run.
+    """
+
+    def reconstruct(meta):
+        exec(meta["module_src"], {})
+        return meta
+
+    module = types.ModuleType("torch_utils.persistence")
+    reconstruct.__module__ = module.__name__
+    reconstruct.__qualname__ = "_reconstruct_persistent_obj"
+    module._reconstruct_persistent_obj = reconstruct
+    monkeypatch.setitem(sys.modules, "torch_utils", types.ModuleType("torch_utils"))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+
+    class Persistent:
+        def __init__(self, class_name, state, source):
+            self.meta = {
+                "type": "class",
+                "version": 6,
+                "module_src": source,
+                "class_name": class_name,
+                "state": state,
+            }
+
+        def __reduce__(self):
+            return reconstruct, (self.meta,)
+
+    def make(class_name, tensors=None, arguments=None, source="", **attributes):
+        own = torch.nn.Module()  # for the attributes a torch module has
+        children = {}
+        for name, tensor in (tensors or {}).items():
+            first, _, rest = name.partition(".")
+            if not rest:
+                own._parameters[first] = torch.nn.Parameter(tensor, requires_grad=False)
+            else:
+                children.setdefault(first, {})[rest] = tensor
+        modules = {name: make("Module", inside, {}) for name, inside in children.items()}
+        recorded = {"_init_args": (), "_init_kwargs": arguments or {}}
+        state = own.__dict__ | {"_modules": modules} | recorded | attributes
+        return Persistent(class_name, state, source)
+
+    return make
 
 
 @pytest.fixture

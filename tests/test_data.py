@@ -141,6 +141,12 @@ def test_mnist_below_the_data_root(data_root, tmp_path, monkeypatch):
         images = data.load("mnist:test:5-9")
         assert images.shape == (1, 28, 28)
         assert len(images) == 4861  # a fact about MNIST's test set
+    parts = [data.load(f"mnist14:{name}") for name in ("train", "held-out", "all")]
+    assert [len(part) for part in parts] == [8000, 2000, 10_000]
+    whole = data.load("mnist:test").pixels
+    corner = whole[4, 0, 10:12, 12:14].double().mean()  # row 4 is the first held out
+    assert abs(parts[1].pixels[0, 0, 5, 6] - corner) <= 0.5
+    assert parts[1].labels[1] == data.load("mnist:test").labels[9]
 
 
 def test_cifar10_below_the_data_root(tmp_path, monkeypatch):

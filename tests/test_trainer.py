@@ -1,8 +1,11 @@
 """What an update touches, and what it must not."""
 
+import copy
+
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from distill.fake_score import full_copy
 from distill.plan import forwards_per_update
@@ -102,3 +105,36 @@ def test_the_number_of_forwards_is_the_one_that_is_reported(
 def test_a_batch_must_divide():
     with pytest.raises(InstilError, match=r"train.batch: 10 does not divide into 2 process"):
         micro_batch(Method(train=Train(batch=10, accumulation=3)), 2)
+
+
+def flat(module):
+    return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"channels_last": True},
+        pytest.param({"compile": True}, marks=pytest.mark.slow),
+        pytest.param({"compile": True, "precision": "bf16"}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("divergence", ["ikl", "sid"])
+def test_keys_for_speed_leave_the_update_as_it_is(setting, divergence, keys):
+    instructor = setting[0]
+    found = []
+    for settings in ({}, keys):
+        student, fake, mine = (copy.deepcopy(module) for module in (*setting[1:], instructor))
+        method = Method().replace(divergence=divergence, train={"steps": 2, "batch": 8} | settings)
+        before = flat(student)
+        state = State.fresh(student, fake, method)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        accelerator = Accelerator(cpu=True, mixed_precision=method.train.precision or "no")
+        losses = [report.student_loss for report in train(state, mine, method, accelerator)]
+        found.append((torch.stack(losses), flat(student) - before))
+        torch.compiler.reset()
+    tolerance = 5e-2 if "precision" in keys else 1e-3
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=tolerance, atol=tolerance)
+    cosine = torch.nn.functional.cosine_similarity(found[0][1], found[1][1], dim=0)
+    assert cosine > 0.9 if "precision" in keys else cosine > 0.99

@@ -1,0 +1,98 @@
+"""One evaluation of the student against the instructor's samplers: images per second and FD.
+
+    python -m benchmarks.sampling [--steps N] [--json PATH]
+
+The student is the shipped digits recipe after `--steps` updates. The instructor is sampled by this
+project's Heun and by diffusers' own DPM-Solver++ (`EDMDPMSolverMultistepScheduler` in the pipeline
+the instructor is stored as), at several numbers of network evaluations.
+"""
+
+import argparse
+import sys
+from typing import Any
+
+import torch
+
+from benchmarks.convergence import default
+from benchmarks.harness import Rows, command
+from benchmarks.runs import OPTIONS, distilled
+from distill.recipe import Recipe
+from distill.session import build
+from eval.images import Sampler, instructor_sampler, student_sampler
+from eval.yardstick import Yardstick
+from instil import checkpoint
+from instil.config import load_recipe
+from instil.draws import Draws
+from instil.report import note
+from instructors.load import Instructor, load
+
+HEUN = (3, 5, 9, 18, 36)
+SOLVER = (5, 10, 20, 40)
+
+
+def run(arguments: argparse.Namespace) -> tuple[Rows, dict[str, Any]]:
+    """The table of all samplers."""
+    torch.set_num_threads(arguments.threads)
+    (made,) = distilled([default(arguments.steps, 0)], arguments.runs, arguments.jobs)
+    recipe = load_recipe(Recipe, str(made.folder / "recipe.yaml"), [], made.folder)
+    instructor = load(recipe.instructor)
+    student = build(recipe, instructor).student.requires_grad_(False)
+    average = made.report["student"]["average"]
+    weights = checkpoint.read_tensors(made.checkpoint / f"average-{average}.safetensors")
+    student.load_state_dict(weights)
+    yardstick = Yardstick(recipe.evaluation, instructor, torch.device("cpu"))
+    samplers: dict[str, tuple[int, Sampler]] = {"student": (1, student_sampler(student))}
+    for steps in HEUN:
+        sampler = instructor_sampler(instructor.denoiser, steps)
+        samplers[f"instructor, Heun, {steps} levels"] = (2 * steps - 1, sampler)
+    for steps in SOLVER:
+        sampler = solver(instructor, steps)
+        samplers[f"instructor, DPM-Solver++, {steps} levels"] = (steps, sampler)
+    facts: dict[str, Any] = {}
+    for name, (nfe, sampler) in samplers.items():
+        note(name)
+        found = yardstick.score(sampler)
+        speed = yardstick.speed(sampler)
+        facts[name] = {"nfe": nfe, "images_per_second": speed, "fd": found["fd"]}
+    best = min((name for name in facts if name != "student"), key=lambda n: facts[n]["fd"]["mean"])
+    student_speed = facts["student"]["images_per_second"]
+    rows = [
+        {
+            "sampler": name + (" (best)" if name == best else ""),
+            "NFE": str(f["nfe"]),
+            "FD": f"{f['fd']['mean']:.3f} ± {f['fd']['std']:.3f}",
+            "images/s": f"{f['images_per_second']:,.0f}",
+            "student is faster by": f"{student_speed / f['images_per_second']:.1f}x",
+        }
+        for name, f in facts.items()
+    ]
+    return rows, {"samplers": facts, "best": best}
+
+
+def solver(instructor: Instructor, steps: int) -> Sampler:
+    """Diffusers' DPM-Solver++ on the instructor's own network and scheduler settings."""
+    from diffusers import EDMDPMSolverMultistepScheduler, UNet2DModel
+
+    folder = instructor.card.folder
+    scheduler: Any = EDMDPMSolverMultistepScheduler.from_pretrained(folder, subfolder="scheduler")
+    network: Any = UNet2DModel.from_pretrained(folder, subfolder="unet")
+    denoiser = instructor.denoiser
+
+    def sample(draws: Draws) -> torch.Tensor:
+        scheduler.set_timesteps(steps)
+        labels = draws.index % denoiser.classes if denoiser.classes else None
+        x = draws.normal("latent", denoiser.shape) * scheduler.init_noise_sigma
+        for time in scheduler.timesteps:
+            output = network(scheduler.scale_model_input(x, time), time, class_labels=labels).sample
+            x = scheduler.step(output, time, x).prev_sample
+        return x
+
+    return sample
+
+
+if __name__ == "__main__":
+    options = OPTIONS | {
+        "--steps": {"type": int, "default": 500, "help": "student updates [%(default)s]"},
+        "--threads": {"type": int, "default": 2, "help": "of the processor [%(default)s]"},
+    }
+    sys.exit(command(run, "Sampling the embedded digits instructor and its student", options))

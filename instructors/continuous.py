@@ -1,0 +1,99 @@
+"""Networks of the score-based SDEs, on the continuous times of EDM's code."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from instil.shapes import expand
+from instructors.denoiser import Condition, Denoiser
+from instructors.networks import call
+
+
+class ContinuousVP(Denoiser):
+    """An eps-network of the variance-preserving SDE, D = x - s F(x / sqrt(1 + s**2), (M - 1) t(s)).
+
+        s(t)**2 = exp(beta_d t**2 / 2 + beta_min t) - 1,   t in [epsilon_t, 1]
+
+    The network is never autocast: near t = 1 a rounding of its output costs a hundredfold in D.
+
+    Args:
+        network: F, called as `instructors.networks.call` says.
+        shape: One sample without the batch axis.
+        beta_d: Slope of the noise rate.
+        beta_min: The noise rate at t = 0.
+        steps: M, the number of integer times that the network's embedding was made for.
+        epsilon_t: Least time trained.
+        classes: Number of class labels; 0 for none.
+
+    Source:
+        Karras et al. 2022, arXiv 2206.00364, table 1 (VP); Song et al. 2021, arXiv 2011.13456.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        shape: tuple[int, ...],
+        beta_d: float = 19.9,
+        beta_min: float = 0.1,
+        steps: int = 1000,
+        epsilon_t: float = 1e-5,
+        classes: int = 0,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.shape = tuple(shape)
+        self.beta_d, self.beta_min = beta_d, beta_min
+        self.steps, self.epsilon_t = steps, epsilon_t
+        self.sigma_min, self.sigma_max = self._sigma(epsilon_t), self._sigma(1.0)
+        self.classes = classes
+
+    def denoise(self, noisy: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+        s = expand(sigma, noisy)
+        time = (self.steps - 1) * self.time(sigma)
+        with torch.autocast(noisy.device.type, enabled=False):
+            return noisy - s * call(self.network, noisy / (1 + s**2).sqrt(), time, condition)
+
+    def time(self, sigma: Tensor) -> Tensor:
+        """(B,) t of each level."""
+        rate = (self.beta_min**2 + 2 * self.beta_d * (sigma**2).log1p()).sqrt()
+        return (rate - self.beta_min) / self.beta_d
+
+    def _sigma(self, time: float) -> float:
+        return math.sqrt(math.expm1(self.beta_d * time**2 / 2 + self.beta_min * time))
+
+
+class ContinuousVE(Denoiser):
+    """A network of the variance-exploding SDE, D = x + s F(x, ln(s / 2)).
+
+    The network is never autocast, for the reason given at `ContinuousVP`.
+
+    Args:
+        network: F, called as `instructors.networks.call` says.
+        shape: One sample without the batch axis.
+        sigma_min: Smallest level trained.
+        sigma_max: Largest level trained.
+        classes: Number of class labels; 0 for none.
+
+    Source:
+        Karras et al. 2022, arXiv 2206.00364, table 1 (VE); Song et al. 2021, arXiv 2011.13456.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        shape: tuple[int, ...],
+        sigma_min: float = 0.02,
+        sigma_max: float = 100.0,
+        classes: int = 0,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.shape = tuple(shape)
+        self.sigma_min, self.sigma_max = sigma_min, sigma_max
+        self.classes = classes
+
+    def denoise(self, noisy: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+        time = (sigma / 2).log()
+        with torch.autocast(noisy.device.type, enabled=False):
+            return noisy + expand(sigma, noisy) * call(self.network, noisy, time, condition)

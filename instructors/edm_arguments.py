@@ -1,0 +1,100 @@
+"""What EDM's checkpoints record about how their network was made, typed and bounded.
+
+Defaults are those of EDM's classes, which record only what was given. The bounds keep a file from
+asking for a network that no file of its size can fill.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat
+
+from instil.config import Config
+
+Count = Annotated[int, Field(ge=1, le=4096)]
+Few = Annotated[int, Field(ge=1, le=32)]
+Labels = Annotated[int, Field(ge=0, le=100_000)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
+Multipliers = Annotated[tuple[Few, ...], Field(min_length=1, max_length=8)]
+
+
+class NetworkArguments(Config):
+    """What both networks take.
+
+    Attributes:
+        img_resolution: Height and width, pixels.
+        img_channels: Of a sample.
+        label_dim: Number of class labels.
+        augment_dim: Length of the augmentation vector.
+        model_channels: Width that the multipliers multiply.
+        channel_mult: Width of each resolution, finest first.
+        channel_mult_emb: Length of the conditioning vector.
+        num_blocks: Residual blocks of each resolution.
+        attn_resolutions: Heights at which the blocks have self-attention.
+        dropout: Probability, in training mode.
+        label_dropout: How often the label was left out in training.
+        use_fp16: Whether EDM's code computes in half precision; the weights are not.
+    """
+
+    img_resolution: Count
+    img_channels: Count
+    label_dim: Labels = 0
+    augment_dim: Annotated[int, Field(ge=0, le=4096)] = 0
+    model_channels: Count = 128
+    channel_mult: Multipliers = (1, 2, 2, 2)
+    channel_mult_emb: Few = 4
+    num_blocks: Few = 4
+    attn_resolutions: tuple[Annotated[int, Field(ge=0)], ...] = (16,)
+    dropout: Probability = 0.1
+    label_dropout: Probability = 0.0
+    use_fp16: bool = False
+
+
+class SongArguments(NetworkArguments):
+    """DDPM++ and NCSN++; the options are those of `instructors.song_unet.SongUNet`."""
+
+    embedding_type: Literal["positional", "fourier"] = "positional"
+    channel_mult_noise: Few = 1
+    encoder_type: Literal["standard", "skip", "residual"] = "standard"
+    decoder_type: Literal["standard", "skip"] = "standard"
+    resample_filter: Annotated[tuple[float, ...], Field(min_length=2, max_length=16)] = (1, 1)
+
+
+class AdmArguments(NetworkArguments):
+    """ADM, with its own defaults."""
+
+    model_channels: Count = 192
+    channel_mult: Multipliers = (1, 2, 3, 4)
+    num_blocks: Few = 3
+    attn_resolutions: tuple[Annotated[int, Field(ge=0)], ...] = (32, 16, 8)
+
+
+class EDMArguments(Config):
+    """`instructors.karras.Karras`; the range of EDM's sampler, since its files name none."""
+
+    sigma_min: NonNegativeFloat = 0.0
+    sigma_max: PositiveFloat = 80.0
+    sigma_data: PositiveFloat = 0.5
+
+
+class VPArguments(Config):
+    """`instructors.continuous.ContinuousVP`."""
+
+    beta_d: PositiveFloat = 19.9
+    beta_min: PositiveFloat = 0.1
+    M: Annotated[int, Field(ge=2, le=100_000)] = 1000
+    epsilon_t: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+
+
+class VEArguments(Config):
+    """`instructors.continuous.ContinuousVE`."""
+
+    sigma_min: PositiveFloat = 0.02
+    sigma_max: PositiveFloat = 100.0
+
+
+class IDDPMArguments(Config):
+    """`instructors.discrete.DiscreteVP`; its levels are a buffer of the checkpoint."""
+
+    C_1: PositiveFloat = 0.001
+    C_2: PositiveFloat = 0.008
+    M: Annotated[int, Field(ge=2, le=100_000)] = 1000

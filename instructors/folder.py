@@ -1,0 +1,105 @@
+"""A denoiser as a folder, `unet/` and `scheduler/` as diffusers lays them out.
+
+Where diffusers has no scheduler for what stands around a network, the scheduler's configuration
+names our adapter and holds its arguments.
+"""
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from instil.errors import InstilError
+from instil.report import write_json
+from instructors.continuous import ContinuousVE, ContinuousVP
+from instructors.denoiser import Denoiser
+from instructors.discrete import DiscreteVP
+from instructors.karras import Karras
+
+ADAPTERS: dict[str, tuple[type[Denoiser], tuple[str, ...]]] = {
+    "ContinuousVP": (ContinuousVP, ("beta_d", "beta_min", "steps", "epsilon_t")),
+    "ContinuousVE": (ContinuousVE, ("sigma_min", "sigma_max")),
+    "DiscreteVP": (DiscreteVP, ("alphas_cumprod", "prediction")),
+}
+
+
+@contextmanager
+def appearing(folder: Path) -> Iterator[Path]:
+    """A new folder to write into, which takes the place of `folder` if the block succeeds."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def is_ours(denoiser: Denoiser) -> bool:
+    """Whether diffusers lacks its network, or what stands around it: only we read its folder."""
+    network = type(getattr(denoiser, "network", None)).__name__
+    return network == "SongUNet" or isinstance(denoiser, ContinuousVP | ContinuousVE)
+
+
+def save(folder: Path, denoiser: Denoiser) -> None:
+    """Write what `instructors.load.load` makes the same denoiser of.
+
+    Args:
+        folder: Exists.
+        denoiser: Its network has diffusers' `save_pretrained`.
+
+    Raises:
+        InstilError: It has not, or the denoiser has no layout.
+    """
+    network: Any = getattr(denoiser, "network", None)
+    if not hasattr(network, "save_pretrained"):
+        raise InstilError(
+            f"no layout for a {type(denoiser).__name__} with a {type(network).__name__} network"
+        )
+    levels = _levels(denoiser)
+    network.save_pretrained(folder / "unet")
+    (folder / "scheduler").mkdir()
+    write_json(folder / "scheduler" / "scheduler_config.json", levels)
+
+
+def _levels(denoiser: Denoiser) -> dict[str, Any]:
+    """The scheduler's configuration."""
+    if isinstance(denoiser, Karras):
+        keys = ("sigma_min", "sigma_max", "sigma_data")
+        same = {key: getattr(denoiser, key) for key in keys}
+        return {"_class_name": "EDMEulerScheduler", "prediction_type": "epsilon"} | same
+    name = type(denoiser).__name__
+    if name not in ADAPTERS:
+        raise InstilError(f"no layout for a {name}")
+    if isinstance(denoiser, DiscreteVP):
+        alphas = 1 / (1 + (2 * denoiser.log_sigmas.double()).exp())
+        values = {"alphas_cumprod": alphas.tolist(), "prediction": denoiser.prediction}
+    else:
+        values = {key: getattr(denoiser, key) for key in ADAPTERS[name][1]}
+    return {"_class_name": name} | values
+
+
+def adapt(
+    config: Mapping[str, Any], network: Any, shape: tuple[int, ...], classes: int
+) -> Denoiser:
+    """The adapter that a scheduler's configuration names, one of `ADAPTERS`.
+
+    Raises:
+        ValueError: A value is missing or not one of an adapter.
+    """
+    adapter, keys = ADAPTERS[config["_class_name"]]
+    try:
+        values = {key: config[key] for key in keys}
+        if "alphas_cumprod" in values:
+            values["alphas_cumprod"] = torch.tensor(values["alphas_cumprod"], dtype=torch.float64)
+        build: Any = adapter
+        return build(network, shape, classes=classes, **values)
+    except KeyError as error:
+        raise ValueError(f"its scheduler names no {error}") from None
+    except TypeError as error:
+        raise ValueError(f"its scheduler holds values of another kind ({error})") from None
