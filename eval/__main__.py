@@ -208,6 +208,8 @@ def _latents(arguments: argparse.Namespace) -> tuple[list[dict[str, str]], dict[
     for option, path in (("--plot", arguments.plot), ("--json", arguments.json)):
         if path and not path.parent.is_dir():
             raise InstilError(f"{option} {path}: there is no folder {path.parent}; make it first")
+    if arguments.plot and arguments.plot.suffix != ".png":
+        raise InstilError(f"--plot {arguments.plot}: expected a file ending in .png")
     source, target = data.load(arguments.source), data.load(arguments.target)
     features = source.pixels[0].numel()
     sigma, nats = arguments.sigma, arguments.nats

@@ -23,7 +23,7 @@ from instil.data import Images
 from instil.draws import Draws
 from instil.errors import InstilError
 from instil.report import note
-from instructors.analytic import fit_gaussian
+from instructors.analytic import DENSE, fit_gaussian
 
 SPAN = 10.0 ** torch.linspace(-1, 1.5, 21, dtype=torch.float64)  # 8 levels a decade, 1 the 9th
 HERE, ABOVE = 8, 12
@@ -186,7 +186,7 @@ def autoencoder_report(
     sigmas = sigma * SPAN
     ambient = cross_entropy(fit_gaussian(floats(train)), held_out, sigmas)
     prices = {"reuse": cross_entropy(fit_gaussian(rec), held_out, sigmas) - ambient}
-    if dim < min(features, len(train)):
+    if dim < min(features, len(train), DENSE + 1):
         law = reuse.latent_gaussian(reuse.principal_space([train], dim), train)
         prices["relearn"] = cross_entropy(law, held_out, sigmas) - ambient
     decision = reuse.decide({arm: each[:, HERE] for arm, each in prices.items()}, nats)

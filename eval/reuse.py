@@ -18,7 +18,7 @@ from eval.curves import Estimate, cross_entropy
 from eval.latents import principal_angles, relearn_threshold
 from eval.samples import floats
 from instil.errors import InstilError
-from instructors.analytic import Mixture, fit_gaussian, principal_axes
+from instructors.analytic import DENSE, Mixture, fit_gaussian, principal_axes
 
 ARMS = ("reuse", "mix", "relearn")
 
@@ -51,17 +51,18 @@ def principal_space(sets: Sequence[Tensor], dim: int) -> Space:
 
     Args:
         sets: Each (N, *shape); every set weighs the same, however many samples it has.
-        dim: m.
+        dim: m, at most 1024: its covariance is formed.
 
     Raises:
         InstilError: There are not more than m samples, or fewer than m features.
     """
     flat = [floats(each).flatten(1) for each in sets]
     count, features = sum(map(len, flat)), flat[0].shape[1]
-    if not 0 < dim < min(count, features + 1):
+    most = min(count - 1, features, DENSE)
+    if not 0 < dim <= most:
         raise InstilError(
-            f"dimension {dim}: {count} samples of {features} features span at most "
-            f"{min(count - 1, features)} directions; take fewer dimensions or more samples"
+            f"dimension {dim}: {count} samples of {features} features allow at most {most} "
+            "directions; take fewer dimensions or more samples"
         )
     offset = torch.stack([each.mean(0) for each in flat]).mean(0)
     rows = torch.cat([(each - offset) / math.sqrt(len(each) * len(flat)) for each in flat])

@@ -121,12 +121,13 @@ def test_an_autoencoder_that_ruins_images_is_not_reused(files, tmp_path):
         ({"--dim": "16"}, "--dim 16: expected 1 to 15"),
         (
             {"--dim": "12", "--source": "few"},
-            "dimension 12: 12 samples of 16 features span at most",
+            "dimension 12: 12 samples of 16 features allow at most 11",
         ),
         ({"--nats": "-1"}, "--nats -1: expected a positive number"),
         ({"--nats": "1e-9", "--sigma": "0.01"}, "--dim: not given, and no size up to 15 costs"),
         ({"--sigma": "nan"}, "--sigma nan: expected a positive number"),
         ({"--autoencoder": "nowhere"}, "nowhere: holds no config.json and no vae/config.json"),
+        ({"--plot": "curves.pdf"}, "--plot curves.pdf: expected a file ending in .png"),
         ({"--json": "nowhere/r.json"}, "--json nowhere/r.json: there is no folder nowhere"),
     ],
 )

@@ -176,10 +176,10 @@ def test_where_a_price_falls_below_a_tolerance():
 
 def test_too_few_samples_for_a_space(domains):
     x = drawn(domains[0], 5, 0)
-    with pytest.raises(InstilError, match="dimension 5: 5 samples of 12 features span at most 4"):
+    with pytest.raises(InstilError, match="dimension 5: 5 samples of 12 features allow at most 4"):
         principal_space([x], 5)
     with pytest.raises(
-        InstilError, match="dimension 13: 40 samples of 12 features span at most 12"
+        InstilError, match="dimension 13: 40 samples of 12 features allow at most 12"
     ):
         principal_space([drawn(domains[0], 40, 0)], 13)
     assert set(arms(drawn(domains[0], 40, 0), x, 5)) == {"reuse", "mix"}

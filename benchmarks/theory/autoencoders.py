@@ -95,6 +95,7 @@ def digits(scale: float) -> tuple[Rows, dict[str, Any]]:
     (learn,), (held_out,) = sets["relearn"], sets.pop("held out")
     learn, held_out = learn.flatten(1), held_out.flatten(1)
     sigmas = torch.logspace(0, 1.5, 13, dtype=torch.float64)
+    ambient = cross_entropy(fit_gaussian(learn), held_out, sigmas[:1])
     rows, facts = [], {}
     for arm, each in sets.items():
         torch.manual_seed(0)
@@ -104,7 +105,7 @@ def digits(scale: float) -> tuple[Rows, dict[str, Any]]:
             lambda samples: empirical(samples, 0.35), learn, rec, held_out, sigmas
         )
         price, lost = integrate_gap(gap), residuals(held_out, reconstruct(found, held_out))
-        linear = _linear_price(learn, rec, held_out, sigmas[:1])[:, 0]
+        linear = (cross_entropy(fit_gaussian(rec), held_out, sigmas[:1]) - ambient)[:, 0]
         bound = Estimate.of(reconstruction_kl_bound(lost, 1.0)[:, 0])
         local = local_angles(found, held_out)
         facts[arm] = {
@@ -141,13 +142,13 @@ def images(scale: float) -> tuple[Rows, dict[str, Any]]:
     for source, target, latents in cases:
         sets = domains(source, target, 200)
         (learn,), (held_out,) = sets["relearn"], sets.pop("held out")
-        curves = {}
+        curves, ambient = {}, cross_entropy(fit_gaussian(learn), held_out, sigmas)
         for arm, each in sets.items():
             torch.manual_seed(0)
             pair = convolutional(learn.shape[1:], latents)
             found = train(pair, each, max(60, round(1500 * scale)))
             rec, lost = reconstruct(found, learn), residuals(held_out, reconstruct(found, held_out))
-            price = _linear_price(learn, rec, held_out, sigmas)
+            price = cross_entropy(fit_gaussian(rec), held_out, sigmas) - ambient
             mean, error = price.mean(0), price.std(0) / math.sqrt(len(price))
             bound = reconstruction_kl_bound(lost, sigmas).mean(0)
             level, within = reuse_sigma(lost, 1.0), sigma_within(sigmas, mean, 1.0)
@@ -175,12 +176,6 @@ def images(scale: float) -> tuple[Rows, dict[str, Any]]:
         facts[f"{target} reuse - relearn at 0.1"] = {"nats": dearer.value, "stderr": dearer.stderr}
         holds = holds and dearer.clear and dearer.value > 0
     return rows, {"holds": holds, "sigmas": sigmas.tolist(), **facts}
-
-
-def _linear_price(learn: Tensor, rec: Tensor, held_out: Tensor, sigmas: Tensor) -> Tensor:
-    """(N, K) price by Gaussians fitted to reconstructions and to data, nats."""
-    first, second = (cross_entropy(fit_gaussian(x), held_out, sigmas) for x in (rec, learn))
-    return first - second
 
 
 EXPERIMENTS = {
