@@ -68,13 +68,13 @@ def _dry_run(recipe: Recipe, json: str | None) -> int:
     from accelerate import Accelerator
 
     from distill.plan import plan
-    from distill.session import build
+    from distill.session import build, prepared
     from instil.report import show, write_json
-    from instructors.load import load
 
-    instructor = load(recipe.instructor)
-    build(recipe, instructor)
-    facts = plan(recipe, instructor, Accelerator().num_processes)
+    accelerator = Accelerator()
+    instructor = prepared(recipe, accelerator.device)
+    student = build(recipe, instructor).student
+    facts = plan(recipe, instructor, student, accelerator.num_processes)
     show(f"{recipe.name}: nothing was run", [{"what": k, "value": v} for k, v in facts.items()])
     if json:
         write_json(Path(json), facts)

@@ -2,13 +2,22 @@
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
 
 from distill.divergences import Divergences, SiD
 from eval.protocol import Protocol
 from instil.config import Config, by_kind
 from instil.levels import KarrasUniform, Levels
 from instil.optimizer import Adam
+from instructors.conditioning import Blending, Conditioning
+from students.source import Source
 
 
 class OneStep(Config):
@@ -25,6 +34,28 @@ class OneStep(Config):
     init: str | None = None
 
 
+class FewStep(Config):
+    """A copy of the instructor, read a few times with fresh noise in between.
+
+    Attributes:
+        sigmas: The noise levels it is read at, falling.
+    """
+
+    kind: Literal["few_step"] = "few_step"
+    sigmas: Annotated[tuple[PositiveFloat, ...], Field(min_length=1, strict=False)] = (2.5, 0.6)
+
+
+class Generator(Source):
+    """A generator somebody already has, to be refined."""
+
+    kind: Literal["gan"] = "gan"
+
+
+Students = Annotated[
+    Annotated[OneStep | FewStep | Generator, Field(discriminator="kind")], BeforeValidator(by_kind)
+]
+
+
 class FakeScore(Config):
     """The fake score and its training.
 
@@ -33,14 +64,27 @@ class FakeScore(Config):
             noise.
         levels: Noise levels of its training. None shares levels, noise and forward pass with the
             divergence, which saves a forward.
+        guidance: Scale of classifier-free guidance on the fake in the divergence, 1 for none.
+        drop: With guidance, the fraction of its training under the null condition.
         optimizer: Of the fake score.
+        warmup: Updates on the student's samples before its first update. A student that does not
+            start as the instructor needs them: until the fake score knows its law, the gap to the
+            instructor says nothing about it.
         init: Weights to start from instead of the instructor's, as `student.init`.
     """
 
     updates: PositiveInt = 1
     levels: Levels | None = None
+    guidance: NonNegativeFloat = 1.0
+    drop: Annotated[float, Field(ge=0, le=1)] = 0.1
     optimizer: Adam = Adam()
+    warmup: NonNegativeInt = 0
     init: str | None = None
+
+    @property
+    def shared(self) -> bool:
+        """Whether one forward serves the divergence and the fake's own training."""
+        return self.levels is None and self.guidance == 1
 
 
 class Train(Config):
@@ -92,7 +136,10 @@ class Recipe(Method):
 
     Attributes:
         name: Of the run's folder.
-        instructor: As `instructors.load.load` takes it.
+        instructor: As `instructors.load.load` takes it; fake and student are copies of it.
+        side: Height and width of its samples, for networks that take any; None for its own.
+        conditioning: What it is asked for.
+        blend: Further instructors.
         student: What is trained.
         evaluation: How samples are judged.
         output: Folder of all runs.
@@ -105,7 +152,10 @@ class Recipe(Method):
 
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
     instructor: str
-    student: Annotated[OneStep, BeforeValidator(by_kind)] = OneStep()
+    side: PositiveInt | None = None
+    conditioning: Conditioning = Conditioning()
+    blend: Blending | None = None
+    student: Students = OneStep()
     evaluation: Protocol = Protocol()
     output: str = "runs"
     log_every: PositiveInt = 50

@@ -16,8 +16,10 @@ from instil.draws import Draws
 from instil.errors import InstilError
 from instil.levels import Levels
 from instil.shapes import expand
-from instructors.denoiser import Condition, Denoiser, class_labels
+from instructors.denoiser import Condition, Denoiser
 from instructors.denoising import denoising_loss
+from instructors.guidance import Guided
+from instructors.prior import Prior, labels
 from students.student import Student
 
 
@@ -101,23 +103,33 @@ class _Batch:
 
 
 def train(
-    state: State, instructor: Denoiser, method: Method, accelerator: Accelerator
+    state: State,
+    instructor: Denoiser,
+    method: Method,
+    accelerator: Accelerator,
+    prior: Prior | None = None,
 ) -> Iterator[Report]:
     """Alternate updates of student and fake until `method.train.steps`.
 
-    Each update: joint passes over the micro-batches, then both optimizers, then the fake's further
-    updates on the same samples, then the averages. It yields when `state` may be saved.
+    First the fake score warms up. Each update: joint passes over the micro-batches, then both
+    optimizers, then the fake's further updates on the same samples, then the averages. It yields
+    when `state` may be saved.
 
     Args:
         state: Changed in place.
         instructor: Frozen; never prepared by Accelerate.
         method: What the weights depend on.
         accelerator: The only distributed engine.
+        prior: What the student is asked for; None for its class labels, equally often.
 
     Yields:
         A report per student update.
     """
-    loop = _Loop(state, instructor, method, accelerator)
+    prior = (prior or labels(state.student.classes)).to(accelerator.device)
+    loop = _Loop(state, instructor, method, accelerator, prior)
+    if state.step == 0:
+        for number in range(method.fake.warmup):
+            loop.warm(number)
     while state.step < method.train.steps:
         yield loop.update()
 
@@ -130,15 +142,36 @@ class _Loop:
     """
 
     def __init__(
-        self, state: State, instructor: Denoiser, method: Method, accelerator: Accelerator
+        self,
+        state: State,
+        instructor: Denoiser,
+        method: Method,
+        accelerator: Accelerator,
+        prior: Prior,
     ) -> None:
         self.state, self.instructor, self.method = state, instructor, method
-        self.accelerator = accelerator
+        self.accelerator, self.prior = accelerator, prior
         for module in (state.student, state.fake, instructor):
             _arrange(module, method)
         self.student: nn.Module = accelerator.prepare_model(state.student)
         self.fake: nn.Module = accelerator.prepare_model(state.fake)
+        # The fake as the divergence sees it; never wrapped, since that call trains nothing.
+        guidance = method.fake.guidance
+        self.judge = state.fake if guidance == 1 else Guided(state.fake, guidance)
         self.batch = micro_batch(method, accelerator.num_processes)
+
+    def warm(self, number: int) -> None:
+        """Update `number` of the fake score's warm-up: samples of the student as it starts."""
+        count, levels = self.method.train.accumulation, self.method.fake.levels
+        for part in range(count):
+            draws = self._draws(part, step=-1 - number)
+            condition = self.prior.draw(draws)
+            with torch.no_grad(), self.accelerator.autocast():
+                sample = self.state.student(self.state.student.prior(draws), condition)
+            with self._no_sync(part < count - 1):
+                batch = _Batch(draws, sample, condition)
+                self._fake_pass(batch, levels or self.method.levels, "warmup")
+        self._update_fake(number - self.method.fake.warmup)
 
     def update(self) -> Report:
         state, method, step = self.state, self.method, self.state.step
@@ -151,13 +184,12 @@ class _Loop:
             losses.append(loss)
         steps = method.train.steps
         student_norm = method.optimizer.update(state.student_optimizer, step, steps)
-        fake_norm = method.fake.optimizer.update(state.fake_optimizer, step, steps)
+        fake_norm = self._update_fake(step)
         for again in range(1, method.fake.updates):
             for number, batch in enumerate(batches):
                 with self._no_sync(number < count - 1):
                     self._fake_pass(batch, method.fake.levels or method.levels, f"fake-{again}")
-            further = method.fake.optimizer.update(state.fake_optimizer, step, steps)
-            fake_norm = torch.maximum(fake_norm, further)
+            fake_norm = torch.maximum(fake_norm, self._update_fake(step))
         state.step += 1
         for average in state.averages:
             average.update(state.student, state.step * method.train.batch, method.train.batch)
@@ -168,27 +200,25 @@ class _Loop:
         """Gradients of student and fake on one micro-batch; returns it and both mean losses."""
         state, method, divergence = self.state, self.method, self.method.divergence
         draws = self._draws(number)
-        condition = class_labels(
-            state.student.classes, draws.integers("label", max(1, state.student.classes))
-        )
+        condition = self.prior.draw(draws)
         with self.accelerator.autocast():
             sample = self.student(state.student.prior(draws), condition)
         batch = _Batch(draws, sample.detach(), condition)
         leaf = batch.sample.clone().requires_grad_(divergence.jacobian)
         noisy, sigma = self._noised(leaf, draws, method.levels, "divergence")
         with self.accelerator.autocast():
-            if method.fake.levels is None:  # one forward serves the divergence and the fake's loss
+            if method.fake.shared:  # one forward serves the divergence and the fake's loss
                 fake_denoised = self.fake(noisy, sigma, condition)
             else:
                 with torch.set_grad_enabled(divergence.jacobian):
-                    fake_denoised = state.fake(noisy, sigma, condition)
+                    fake_denoised = self.judge(noisy, sigma, condition)
             with torch.set_grad_enabled(divergence.jacobian):
                 instructor_denoised = self.instructor(noisy, sigma, condition)
         loss, gradient = _gradient(divergence, leaf, sigma, instructor_denoised, fake_denoised)
-        if method.fake.levels is None:
+        if method.fake.shared:
             fake_loss = self._fake_backward(fake_denoised, batch.sample, sigma)
         else:
-            fake_loss = self._fake_pass(batch, method.fake.levels, "fake-0")
+            fake_loss = self._fake_pass(batch, method.fake.levels or method.levels, "fake-0")
         scale = len(sample) * method.train.accumulation
         self.accelerator.backward(sample, gradient=gradient / scale)
         return batch, (loss.mean(), fake_loss)
@@ -196,8 +226,12 @@ class _Loop:
     def _fake_pass(self, batch: _Batch, levels: Levels, stream: str) -> Tensor:
         """Denoise the samples under noise of their own."""
         noisy, sigma = self._noised(batch.sample, batch.draws, levels, stream)
+        condition = batch.condition
+        if self.method.fake.guidance != 1:
+            dropped = batch.draws.uniform(f"{stream}-drop") < self.method.fake.drop
+            condition = condition.where(~dropped, self.state.fake.null(len(sigma)))
         with self.accelerator.autocast():
-            denoised = self.fake(noisy, sigma, batch.condition)
+            denoised = self.fake(noisy, sigma, condition)
         return self._fake_backward(denoised, batch.sample, sigma)
 
     def _fake_backward(self, denoised: Tensor, sample: Tensor, sigma: Tensor) -> Tensor:
@@ -206,12 +240,19 @@ class _Loop:
         self.accelerator.backward(loss / self.method.train.accumulation)
         return loss.detach()
 
-    def _draws(self, number: int) -> Draws:
-        """The random numbers of this process's micro-batch `number`."""
+    def _update_fake(self, step: int) -> Tensor:
+        """Step the fake's optimizer; its schedule counts the warm-up, `step` < 0, as well."""
+        method, before = self.method, self.method.fake.warmup
+        return method.fake.optimizer.update(
+            self.state.fake_optimizer, before + step, before + method.train.steps
+        )
+
+    def _draws(self, number: int, step: int | None = None) -> Draws:
+        """The random numbers of this process's micro-batch `number`; of this update if None."""
         block = self.accelerator.process_index * self.method.train.accumulation + number
         return Draws.of_range(
             self.method.train.seed,
-            self.state.step,
+            self.state.step if step is None else step,
             block * self.batch,
             self.batch,
             self.accelerator.device,

@@ -36,6 +36,8 @@ def main(argv: list[str] | None = None) -> int:
     fid.add_argument("--held-out", metavar="SOURCE", help="more of the reference: the floor")
     fid.add_argument("--samples", type=int, default=10_000, help="images per seed [%(default)s]")
     fid.add_argument("--seeds", type=int, default=3, help="sampling seeds [%(default)s]")
+    fid.add_argument("--prompts", metavar="FILE", help="for a text model: a prompt per line")
+    fid.add_argument("--guidance", type=float, default=1.0, help="on the instructor [%(default)s]")
     fid.add_argument("--steps", type=int, default=18, help="Heun steps [%(default)s]")
     fid.add_argument(
         "--record", action="store_true", help="keep the figures in the instructor's folder"
@@ -52,6 +54,13 @@ def main(argv: list[str] | None = None) -> int:
     extractor.add_argument("--seed", type=int, default=0)
     extractor.add_argument("--json", type=Path, metavar="PATH", help="also write the facts there")
     extractor.set_defaults(run=_extractor)
+
+    clip = commands.add_parser("clip", help="how well images fit their prompts", allow_abbrev=False)
+    clip.add_argument("--images", required=True, metavar="SOURCE", help="as for fid")
+    clip.add_argument("--prompts", required=True, metavar="FILE", help="a line per image, in order")
+    clip.add_argument("--model", required=True, help="a CLIP model: a folder or hub id")
+    clip.add_argument("--json", type=Path, metavar="PATH", help="also write the table there")
+    clip.set_defaults(run=_clip)
 
     latents = commands.add_parser(
         "latents", help="may this frozen latent space be used on that data?", allow_abbrev=False
@@ -164,7 +173,8 @@ def _measure_images(arguments: argparse.Namespace) -> dict[str, Any]:
 def _measure_instructor(arguments: argparse.Namespace) -> dict[str, Any]:
     from eval import card
     from eval.yardstick import Yardstick
-    from instructors.load import load
+    from instructors.conditioning import Conditioning
+    from instructors.prepare import prepare
 
     settings = {
         "extractor": arguments.extractor,
@@ -176,10 +186,12 @@ def _measure_instructor(arguments: argparse.Namespace) -> dict[str, Any]:
         "instructor_steps": arguments.steps,
     }
     protocol = validate(Protocol, settings)
-    instructor = load(arguments.instructor)
-    instructor.denoiser.to(_device())
+    asked = {"prompts": arguments.prompts, "guidance": arguments.guidance}
+    conditioning = validate(Conditioning, asked)
+    instructor = prepare(arguments.instructor, conditioning, device=_device())
     yardstick = Yardstick(protocol, instructor, _device())
-    facts: dict[str, Any] = {"fd_name": yardstick.name, "nfe": 2 * arguments.steps - 1}
+    facts: dict[str, Any] = {"fd_name": yardstick.name}
+    facts["nfe"] = (2 * arguments.steps - 1) * instructor.denoiser.evaluations
     facts |= yardstick.instructor_figures(record=arguments.record)
     facts |= yardstick.floor() | {"protocol": yardstick.describe()}
     if arguments.record:
@@ -196,6 +208,23 @@ def _extractor(arguments: argparse.Namespace) -> tuple[list[dict[str, str]], dic
     images, held_out = data.load(arguments.data), data.load(arguments.held_out)
     facts = features.train(images, held_out, arguments.out, arguments.seed)
     return [{"fact": key, "value": str(value)} for key, value in facts.items()], facts
+
+
+def _clip(arguments: argparse.Namespace) -> tuple[list[dict[str, str]], dict[str, Any]]:
+    from eval.clip import Clip
+    from instil import data
+    from instructors.prompts import read_prompts
+
+    images, prompts = data.load(arguments.images), read_prompts(arguments.prompts)
+    if len(images) != len(prompts):
+        raise InstilError(
+            f"--prompts {arguments.prompts}: expected a line per image, got {len(prompts)} lines "
+            f"for {len(images)} images"
+        )
+    scores = Clip(arguments.model, _device())(images.pixels, prompts)
+    facts = {"clip": scores.mean().item(), "n": len(scores), "model": arguments.model}
+    facts["protocol"] = f"CLIP score of {arguments.model}, {len(scores)} images"
+    return [{"figure": "CLIP score", "mean": f"{facts['clip']:.3f}"}], facts
 
 
 def _latents(arguments: argparse.Namespace) -> tuple[list[dict[str, str]], dict[str, Any]]:

@@ -7,25 +7,43 @@ from torch import Tensor
 
 from instil.data import to_uint8
 from instil.draws import Draws
-from instructors.denoiser import Denoiser, class_labels
+from instructors.codec import Codec
+from instructors.denoiser import Denoiser
+from instructors.prior import Prior, labels
 from instructors.sampler import heun
 from students.student import Student
 
 Sampler = Callable[[Draws], Tensor]
 
 
-def student_sampler(student: Student) -> Sampler:
-    """One sample per seed from a student; labels run through the classes, so they are balanced."""
-    return lambda draws: student(student.prior(draws), class_labels(student.classes, draws.index))
+def student_sampler(
+    student: Student, prior: Prior | None = None, codec: Codec | None = None
+) -> Sampler:
+    """One image per seed from a student.
+
+    Args:
+        student: The model.
+        prior: Its conditions are run through in turn, so they are balanced; None for class labels.
+        codec: Makes images of its samples; None where they are images.
+    """
+    prior, codec = prior or labels(student.classes), codec or Codec()
+    return lambda draws: codec.decode(
+        student(student.prior(draws), prior.to(draws.index.device).at(draws.index))
+    )
 
 
-def instructor_sampler(denoiser: Denoiser, steps: int) -> Sampler:
-    """One sample per seed by Heun's method, from the noise and label the student would get."""
-    return lambda draws: heun(
-        denoiser,
-        draws.normal("latent", denoiser.shape),
-        steps,
-        class_labels(denoiser.classes, draws.index),
+def instructor_sampler(
+    denoiser: Denoiser, steps: int, prior: Prior | None = None, codec: Codec | None = None
+) -> Sampler:
+    """One image per seed by Heun's method, from the noise and condition the student would get."""
+    prior, codec = prior or labels(denoiser.classes), codec or Codec()
+    return lambda draws: codec.decode(
+        heun(
+            denoiser,
+            draws.normal("latent", denoiser.shape),
+            steps,
+            prior.to(draws.index.device).at(draws.index),
+        )
     )
 
 

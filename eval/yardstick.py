@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from eval import features, metrics
 from eval.images import Sampler, generate, instructor_sampler
 from eval.protocol import Protocol
 from instil import data
+from instil.cache import cache_folder
 from instil.errors import InstilError
 from instil.report import environment, write_json
 from instructors.load import Instructor
@@ -25,11 +25,6 @@ QUICK_SEEDS = 10**9
 REFERENCE_SEEDS = 2 * 10**9
 FLOOR_SEEDS = 3 * 10**9
 FIGURES = "figures.json"
-
-
-def cache_folder() -> Path:
-    """Where figures and samples of instructors are kept between runs."""
-    return Path(os.environ.get("INSTIL_CACHE", Path.home() / ".cache" / "instil"))
 
 
 class Yardstick:
@@ -50,7 +45,10 @@ class Yardstick:
         weights = Path(protocol.weights) if protocol.weights else None
         self.protocol, self.instructor, self.device = protocol, instructor, device
         self.extractor = features.load(protocol.extractor, weights, device.type)
-        self.reference = self._reference()
+        self.reference = self._reference(protocol.reference, protocol.samples)
+        self.quick_reference = self.reference
+        if protocol.quick_reference == "instructor":
+            self.quick_reference = self._reference("instructor", protocol.quick_samples)
         self.held_out = self._held_out()
 
     @property
@@ -82,7 +80,7 @@ class Yardstick:
     def quick(self, sampler: Sampler) -> float:
         """The distance alone, on few samples of seeds that are never reported."""
         pixels = self._generate(sampler, QUICK_SEEDS, self.protocol.quick_samples)
-        return metrics.distance(pixels, self.reference)
+        return metrics.distance(pixels, self.quick_reference)
 
     def floor(self) -> dict[str, Any]:
         """What images of the reference's own law score: `floor` and `floor_n`, None if unknown."""
@@ -92,13 +90,19 @@ class Yardstick:
         return {"floor": distance, "floor_n": len(self.held_out)}
 
     def instructor_figures(self, record: bool = False) -> dict[str, Any]:
-        """`score` of the instructor's own sampler, and its `quick` distance under that name.
+        """`score` of the instructor's own sampler; its `quick` distance, if to the reference, too.
 
         Computed once per weights and protocol.
 
         Args:
             record: Keep it in the instructor's folder, not in the user's cache.
         """
+        figures = self._figures(record)
+        if self.quick_reference is not self.reference:  # the kept one is against the reference
+            figures = {key: value for key, value in figures.items() if key != "quick"}
+        return figures
+
+    def _figures(self, record: bool) -> dict[str, Any]:
         key = self._key("figures")
         shipped = self.instructor.card.folder / FIGURES
         cache = shipped if record else cache_folder() / FIGURES
@@ -106,12 +110,19 @@ class Yardstick:
             if key in known:
                 return known[key]["figures"]
         steps = self.protocol.instructor_steps
-        sampler = instructor_sampler(self.instructor.denoiser, steps)
-        figures = self.score(sampler) | {"quick": self.quick(sampler)}
+        pixels = self._generate(self.sampler(), QUICK_SEEDS, self.protocol.quick_samples)
+        quick = metrics.distance(pixels, self.reference)
+        figures = self.score(self.sampler()) | {"quick": quick}
         cache.parent.mkdir(parents=True, exist_ok=True)
-        about = {"protocol": self.describe(), "nfe": 2 * steps - 1, "environment": environment()}
+        nfe = (2 * steps - 1) * self.instructor.denoiser.evaluations
+        about = {"protocol": self.describe(), "nfe": nfe, "environment": environment()}
         write_json(cache, _read(cache) | {key: about | {"figures": figures}})
         return figures
+
+    def sampler(self) -> Sampler:
+        """The instructor's own."""
+        instructor, steps = self.instructor, self.protocol.instructor_steps
+        return instructor_sampler(instructor.denoiser, steps, instructor.prior, instructor.codec)
 
     def speed(self, sampler: Sampler) -> float:
         """Images per second of a sampler, one batch to warm up and one to measure."""
@@ -128,17 +139,17 @@ class Yardstick:
             f"against {self.reference.name}"
         )
 
-    def _reference(self) -> metrics.Reference:
-        source = self.protocol.reference
+    def _reference(self, source: str, samples: int) -> metrics.Reference:
         if source == "instructor":
-            pixels = self._instructor_samples(REFERENCE_SEEDS)
+            pixels = self._instructor_samples(REFERENCE_SEEDS, samples)
             name = f"samples of {self.instructor.card.source}"
             return metrics.reference_of(data.Images(pixels, None, (), name), self.extractor)
         reference = metrics.load_reference(source, self.extractor)
-        if reference.images and reference.images.shape != self.instructor.denoiser.shape:
+        made = self.instructor.codec.image_shape(self.instructor.denoiser.shape)
+        if reference.images and reference.images.shape != made:
             raise InstilError(
                 f"evaluation.reference: {source} has images of the shape "
-                f"{reference.images.shape}, the instructor makes {self.instructor.denoiser.shape}"
+                f"{reference.images.shape}, the instructor makes {made}"
             )
         return reference
 
@@ -147,17 +158,15 @@ class Yardstick:
         if self.protocol.held_out is not None:
             return data.load(self.protocol.held_out).pixels
         if self.protocol.reference == "instructor":
-            return self._instructor_samples(FLOOR_SEEDS)
+            return self._instructor_samples(FLOOR_SEEDS, self.protocol.samples)
         return None
 
-    def _instructor_samples(self, start: int) -> Tensor:
-        """A protocol's worth of the instructor's samples, cached."""
-        path = cache_folder() / f"samples-{self._key(f'samples {start}')}.npz"
+    def _instructor_samples(self, start: int, count: int) -> Tensor:
+        """Samples of the instructor, cached."""
+        path = cache_folder() / f"samples-{self._key(f'samples {start} {count}')}.npz"
         if path.exists():
             return data.load(str(path)).pixels
-        steps = self.protocol.instructor_steps
-        sampler = instructor_sampler(self.instructor.denoiser, steps)
-        pixels = self._generate(sampler, start, self.protocol.samples)
+        pixels = self._generate(self.sampler(), start, count)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}")
         np.savez(partial, images=pixels.permute(0, 2, 3, 1).numpy())

@@ -175,6 +175,15 @@ def _mnist(split: str, source: str) -> Images:
     )
 
 
+def _mnist14(split: str, source: str) -> Images:
+    images = _mnist("test", source)
+    # Every fifth image is held out; the file is in no order, but its halves differ in difficulty.
+    fifth = torch.arange(len(images)) % 5
+    keep = {"all": fifth < 5, "train": fifth < 4, "held-out": fifth == 4, "extractor": fifth < 2}
+    small = torch.nn.functional.avg_pool2d(images.pixels.float(), 2).round().to(torch.uint8)
+    return replace(images, pixels=small).select(keep[split].nonzero()[:, 0])
+
+
 def _one_or_two_below(root: Path, names: list[str]) -> list[Path] | None:
     """The files of these names in one folder, `MNIST/raw` or such, one or two levels down."""
     for first in (*root.glob(f"*/*/{names[0]}"), *root.glob(f"*/{names[0]}")):
@@ -193,15 +202,6 @@ def _cifar10(split: str, source: str) -> Images:
             "and set INSTIL_DATA to the folder that holds it"
         )
     return _load_path(found[0], source)
-
-
-def _mnist14(split: str, source: str) -> Images:
-    images = _mnist("test", source)
-    # Every fifth image is held out; the file is in no order, but its halves differ in difficulty.
-    fifth = torch.arange(len(images)) % 5
-    keep = {"all": fifth < 5, "train": fifth < 4, "held-out": fifth == 4, "extractor": fifth < 2}
-    small = torch.nn.functional.avg_pool2d(images.pixels.float(), 2).round().to(torch.uint8)
-    return replace(images, pixels=small).select(keep[split].nonzero()[:, 0])
 
 
 READERS = {"digits": _digits, "mnist": _mnist, "mnist14": _mnist14, "cifar10": _cifar10}

@@ -1,4 +1,4 @@
-"""Train or convert instructors; under Accelerate, `accelerate launch -m instructors train …`."""
+"""Train, convert or inspect instructors; `accelerate launch -m instructors train …` trains."""
 
 import argparse
 import shlex
@@ -23,11 +23,16 @@ def main(argv: list[str] | None = None) -> int:
     train.add_argument(
         "--resume", nargs="?", const="", metavar="DIR", help="continue the newest run, or this one"
     )
+    inspect = commands.add_parser("inspect", help="say what a model is; executes nothing of it")
+    inspect.add_argument("source", help="a folder, an embedded name or a hub id")
+    inspect.add_argument("--json", type=Path, metavar="PATH", help="also write the table there")
     convert = commands.add_parser("convert", help="make safetensors of an EDM pickle; runs nothing")
     convert.add_argument("file", type=Path, help="such as edm-cifar10-32x32-uncond-vp.pkl")
     convert.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
     convert.add_argument("--json", type=Path, metavar="PATH", help="also write the table there")
     arguments = parser.parse_args(argv)
+    if arguments.command == "inspect":
+        return _inspect(arguments.source, arguments.json)
     if arguments.command == "convert":
         return _convert(arguments.file, arguments.out, arguments.json)
     source, overrides = arguments.recipe, arguments.overrides
@@ -40,6 +45,18 @@ def main(argv: list[str] | None = None) -> int:
     words = argv if argv is not None else sys.argv[1:]
     folder = session(recipe, arguments.resume, f"python -m instructors {shlex.join(words)}")
     note(f"instructor: {folder}")
+    return 0
+
+
+def _inspect(source: str, json: Path | None) -> int:
+    from instil.report import show, write_json
+    from instructors.inspect import describe, rows
+    from instructors.load import load
+
+    facts = describe(load(source))
+    show(source, rows(facts))
+    if json:
+        write_json(json, facts)
     return 0
 
 

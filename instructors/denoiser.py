@@ -36,6 +36,12 @@ class Condition(Mapping[str, Tensor]):
         """The condition of some samples of the batch."""
         return Condition(**{name: tensor[which] for name, tensor in self.items()})
 
+    def where(self, mask: Tensor, other: "Condition") -> "Condition":
+        """Rows of this where `mask` (B,), of `other` elsewhere."""
+        return Condition(
+            **{k: torch.where(expand(mask, t), t, other[k].to(t)) for k, t in self.items()}
+        )
+
     def to(self, device: torch.device | str) -> "Condition":
         """The same on another device."""
         return Condition(**{name: tensor.to(device) for name, tensor in self.items()})
@@ -62,6 +68,8 @@ class Denoiser(nn.Module, ABC):
         sigma_min: Smallest noise level the model was trained for.
         sigma_max: Largest one.
         classes: Number of class labels; 0 if the model takes none.
+        text: Names of the other tensors of a condition; none for most models.
+        evaluations: Network evaluations per call.
 
     Source:
         Karras et al. 2022, arXiv 2206.00364, eq. 3.
@@ -71,6 +79,9 @@ class Denoiser(nn.Module, ABC):
     sigma_min: float
     sigma_max: float
     classes: int = 0
+    text: tuple[str, ...] = ()
+    evaluations: int = 1
+    _null: tuple[str, ...] = ()
 
     def forward(self, noisy: Tensor, sigma: Tensor, condition: Condition = UNCONDITIONAL) -> Tensor:
         """Check the arguments, then denoise.
@@ -100,6 +111,9 @@ class Denoiser(nn.Module, ABC):
             )
         if label is not None and not self.classes:
             raise ValueError("label: given, but this model is unconditional; leave it out")
+        missing = [name for name in self.text if name not in condition]
+        if missing:
+            raise ValueError(f"condition: {', '.join(missing)} missing; expected {self.text}")
         return self.denoise(noisy, sigma, condition)
 
     @abstractmethod
@@ -128,9 +142,18 @@ class Denoiser(nn.Module, ABC):
         Raises:
             ValueError: The model was not trained with one.
         """
-        raise ValueError(
-            f"guidance: this {type(self).__name__} has no null condition; leave guidance out"
-        )
+        if not self._null:
+            raise ValueError(
+                f"guidance: this {type(self).__name__} has no null condition; leave guidance out"
+            )
+        rows = {name: getattr(self, f"null_{name}") for name in self._null}
+        return Condition(**{k: row.expand(count, *row.shape[1:]) for k, row in rows.items()})
+
+    def set_null(self, row: Condition) -> None:
+        """Make `row`, tensors with a leading axis of one, the null condition."""
+        for name, tensor in row.items():
+            self.register_buffer(f"null_{name}", tensor, persistent=False)
+        self._null = tuple(row)
 
     def base(self) -> "Denoiser":
         """The bare network's denoiser, without guidance or blending: what copies are made of."""

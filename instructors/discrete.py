@@ -29,12 +29,13 @@ class DiscreteVP(Denoiser):
     Args:
         network: Called as `instructors.networks.call` says; a learned variance is dropped.
         shape: One sample without the batch axis.
-        alphas_cumprod: (T,) a**2 for t = 0, …, T - 1, as diffusers' schedulers hold it.
+        alphas_cumprod: (T,) a**2 for t = 0, …, T - 1, as diffusers' schedulers hold it. A last
+            level without signal is left out.
         prediction: What the network predicts; one of `PREDICTIONS`.
         classes: Number of class labels; 0 for none.
 
     Raises:
-        ValueError: The prediction type is unknown, or a noise level is infinite.
+        ValueError: The prediction type is unknown, or does not fit a last level without signal.
     """
 
     def __init__(
@@ -50,11 +51,16 @@ class DiscreteVP(Denoiser):
             raise ValueError(f"prediction type {prediction!r}: expected one of {PREDICTIONS}")
         alphas = alphas_cumprod.double()
         sigmas = ((1 - alphas) / alphas).sqrt()
-        if not sigmas.isfinite().all():
-            raise ValueError(
-                "schedule: its last level holds no signal (zero terminal SNR), which is an "
-                "infinite sigma; use a checkpoint without rescale_betas_zero_snr"
-            )
+        if alphas[-1] == 0:
+            if prediction == "epsilon":
+                raise ValueError(
+                    "schedule: its last level holds no signal (zero terminal SNR), where "
+                    "epsilon says nothing about the data; expected v_prediction or sample, or a "
+                    "schedule without rescale_betas_zero_snr"
+                )
+            sigmas = sigmas[:-1]  # an infinite sigma
+        if not (sigmas.isfinite().all() and (sigmas.diff() > 0).all()):
+            raise ValueError("schedule: its noise levels do not rise from finite to finite ones")
         self.network = network
         self.shape = tuple(shape)
         self.register_buffer("log_sigmas", sigmas.log().float(), persistent=False)

@@ -3,21 +3,30 @@
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import ModelCard, snapshot_download
+from safetensors import SafetensorError, safe_open
 
 from instil.errors import InstilError
-from instructors.denoiser import Denoiser
+from instructors.codec import Autoencoder, Codec, UnitRange
+from instructors.denoiser import Condition, Denoiser
 from instructors.discrete import PREDICTIONS, DiscreteVP
+from instructors.exploding import ScoreVE
+from instructors.families import FAMILIES, Family
+from instructors.flow import Flow
 from instructors.folder import ADAPTERS, adapt
 from instructors.karras import Karras
+from instructors.prior import Prior, labels
 
 ZOO = Path(str(files("instructors") / "zoo"))
+AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC")
+NCSNPP = ("time_embedding_type", "center_input_sample")
+WEIGHTS = "diffusion_pytorch_model*.safetensors"
 
 
 @dataclass(frozen=True)
@@ -39,10 +48,19 @@ class Card:
 
 @dataclass(frozen=True)
 class Instructor:
-    """A frozen pretrained model: its denoiser and where it comes from."""
+    """A frozen pretrained model.
+
+    Attributes:
+        denoiser: The model.
+        card: Where it comes from.
+        codec: From its space to images.
+        prior: What it is asked for; for text models, empty until prompts are given.
+    """
 
     denoiser: Denoiser
     card: Card
+    codec: Codec = field(default_factory=Codec)
+    prior: Prior = field(default_factory=Prior)
 
 
 def zoo() -> list[str]:
@@ -60,15 +78,29 @@ def locate(source: str) -> Path:
         return Path(source)
     if source in zoo():
         return ZOO / source
-    if Path(source).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+    if Path(source).exists():
+        raise InstilError(f"{source}: expected the folder of a diffusers model; {_file(source)}")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         raise InstilError(
             f"{source}: expected the folder of a diffusers model, an embedded name "
             f"({', '.join(zoo())}) or a hub id such as google/ddpm-cifar10-32"
         )
+    folder = download(source, ["*.json", "README.md"])
+    _, where = _network_config(source, folder)
+    parts = {where.relative_to(folder).as_posix(), "vae"}
+    names = [f"{part}/{WEIGHTS}" if part != "." else WEIGHTS for part in parts]
+    return download(source, ["*.json", "README.md", *names])
+
+
+def download(source: str, patterns: list[str]) -> Path:
+    """The files of a hub id that match `patterns`, as a local folder.
+
+    Raises:
+        InstilError: Not there, or not reachable.
+    """
     try:
-        patterns = [f"{part}{end}" for part in ("", "unet/") for end in ("*.json", "*.safetensors")]
-        patterns += ["scheduler/*.json", "README.md"]
-        return Path(snapshot_download(source, allow_patterns=patterns))
+        ignored = ["*.fp16.*", "*.bf16.*", "*non_ema*"]
+        return Path(snapshot_download(source, allow_patterns=patterns, ignore_patterns=ignored))
     except Exception as error:  # huggingface_hub raises a dozen kinds, all of them "not there"
         reason = str(error).strip().splitlines()[0]
         raise InstilError(
@@ -76,51 +108,54 @@ def locate(source: str) -> Path:
         ) from None
 
 
-def load(source: str) -> Instructor:
+def load(source: str, side: int | None = None) -> Instructor:
     """Load a pretrained diffusion model, frozen and in eval mode.
+
+    Nothing in its files is executed: configurations are JSON, weights safetensors.
 
     Args:
         source: A folder saved by diffusers (pipeline or bare model), an embedded name, or a hub id.
             An existing folder wins over an embedded name.
+        side: Height and width of its samples, for networks that take any; None for its own.
 
     Raises:
         InstilError: Nothing there, a file is missing or corrupted, or the model's class,
             scheduler or prediction type is not supported.
     """
     folder = locate(source)
-    where = next((d for d in (folder / "unet", folder) if (d / "config.json").exists()), None)
-    if where is None:
-        raise InstilError(f"{source}: holds no unet/config.json and no config.json")
-    config = _read_json(where / "config.json")
+    config, where = _network_config(source, folder)
     name = config.get("_class_name")
-    if name not in ("UNet2DModel", "SongUNet"):
-        raise InstilError(f"{source}: a {name} is not supported; supported: UNet2DModel, SongUNet")
-    scheduler = next(
-        (
-            _read_json(file)
-            for file in (
-                folder / "scheduler" / "scheduler_config.json",
-                folder / "scheduler_config.json",
-            )
-            if file.exists()
-        ),
-        None,
-    )
-    if scheduler is None:
+    family = FAMILIES.get(str(name))
+    if family is None:
+        hint = " (an autoencoder alone is no instructor)" if "Autoencoder" in str(name) else ""
         raise InstilError(
-            f"{source}: has no scheduler_config.json, so its noise levels are unknown; "
-            "save the scheduler it was trained with beside it"
+            f"{source}: a {name} is not supported{hint}; supported: {', '.join(FAMILIES)}"
         )
-    denoiser = _adapt(source, _load_unet(source, where, config), scheduler)
+    scheduler = _scheduler(source, folder)
+    schedule = scheduler.get("_class_name")
+    fourier = config.get("time_embedding_type") == "fourier"
+    # NCSN++ alone divides by sigma inside, and centres images in [0, 1].
+    own = NCSNPP if schedule == "ScoreSdeVeScheduler" and fourier else ()
+    fault = family.fault({key: value for key, value in config.items() if key not in own})
+    if fault:
+        raise InstilError(f"{source}: {name} with {fault} under {schedule} is not supported")
+    network = read_model(source, where, str(name))
+    denoiser = _adapt(source, family, network, scheduler, side)
     denoiser.eval().requires_grad_(False)
-    return Instructor(denoiser, Card(source, folder, _licence(folder), weights_hash(where)))
+    codec = UnitRange() if isinstance(denoiser, ScoreVE) else Codec()
+    if family.latent:
+        codec = _codec(source, folder)
+    card = Card(source, folder, _licence(folder), weights_hash(where))
+    return Instructor(denoiser, card, codec.eval().requires_grad_(False), labels(denoiser.classes))
 
 
 def weights_hash(folder: Path) -> str:
     """Twelve hexadecimal digits of the SHA-256 of a folder's weights."""
     sha = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
-        sha.update(file.read_bytes())
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            while block := file.read(1 << 24):
+                sha.update(block)
     return sha.hexdigest()[:12]
 
 
@@ -131,23 +166,44 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise InstilError(f"{path}: not a JSON file ({error})") from None
 
 
-def _load_unet(source: str, folder: Path, config: dict[str, Any]) -> torch.nn.Module:
-    from diffusers import UNet2DModel  # seconds to import
+def _network_config(source: str, folder: Path) -> tuple[dict[str, Any], Path]:
+    """The network's configuration and its folder, beside the weights.
 
-    faults = {
-        "class_embed_type": config.get("class_embed_type") is not None,
-        "center_input_sample": bool(config.get("center_input_sample")),
-        "time_embedding_type": config.get("time_embedding_type", "positional") != "positional",
-    }
-    for key in (key for key, faulty in faults.items() if faulty):
-        raise InstilError(f"{source}: UNet2DModel with {key}={config[key]!r} is not supported")
-    network_class: Any = UNet2DModel
-    if config["_class_name"] == "SongUNet":
-        from instructors.song_unet import SongUNet
+    Raises:
+        InstilError: There is none.
+    """
+    for where in (folder / "unet", folder / "transformer", folder):
+        if (where / "config.json").exists():
+            return _read_json(where / "config.json"), where
+    raise InstilError(
+        f"{source}: holds no unet/config.json, no transformer/config.json and no config.json; "
+        "expected what save_pretrained of diffusers writes"
+    )
 
-        network_class = SongUNet
+
+def _scheduler(source: str, folder: Path) -> dict[str, Any]:
+    for file in (folder / "scheduler", folder):
+        if (file / "scheduler_config.json").exists():
+            return _read_json(file / "scheduler_config.json")
+    raise InstilError(
+        f"{source}: has no scheduler_config.json, so its noise levels are unknown; "
+        "save the scheduler it was trained with beside it"
+    )
+
+
+def read_model(source: str, folder: Path, name: str) -> Any:
+    """A model of diffusers' class `name` or ours, from safetensors, every tensor accounted for.
+
+    Raises:
+        InstilError: A file is missing or corrupted, or does not fit its configuration.
+    """
+    import diffusers  # seconds to import
+
+    from instructors import song_unet
+
+    library: Any = song_unet if name == "SongUNet" else diffusers
     try:
-        loaded: Any = network_class.from_pretrained(
+        loaded: Any = getattr(library, name).from_pretrained(
             folder, output_loading_info=True, use_safetensors=True, local_files_only=True
         )
     except Exception as error:  # a corrupted file surfaces as half a dozen kinds of error
@@ -163,16 +219,49 @@ def _load_unet(source: str, folder: Path, config: dict[str, Any]) -> torch.nn.Mo
     return network
 
 
-def _adapt(source: str, network: Any, scheduler: dict[str, Any]) -> Denoiser:
+def _adapt(
+    source: str, family: Family, network: Any, scheduler: dict[str, Any], side: int | None
+) -> Denoiser:
     """Choose the adapter by the scheduler's configuration."""
     config = network.config
-    size = config.sample_size
+    size = side or getattr(config, "sample_size", None) or family.side
+    if size is None:
+        raise InstilError(f"{source}: its config.json names no sample_size; set side")
     sides = (size, size) if isinstance(size, int) else tuple(size)
-    shape, classes = (config.in_channels, *sides), config.num_class_embeds or 0
+    shape, classes = (family.channels(config), *sides), family.classes(config)
+    if config.out_channels not in (None, config.in_channels, 2 * config.in_channels):
+        raise InstilError(
+            f"{source}: {config.in_channels} channels in and {config.out_channels} out; expected "
+            "as many, or twice as many (a learned variance); inpainting and the like are not "
+            "supported"
+        )
+    for name in family.constants(network):
+        parent, _, leaf = name.rpartition(".")
+        module = network.get_submodule(parent)
+        module.register_buffer(leaf, module._parameters.pop(leaf).detach())
+    denoiser = _by_schedule(source, network, scheduler, shape, classes)
+    denoiser.text = family.text(config)
+    if family.has_null_label:
+        denoiser.set_null(Condition(label=torch.tensor([classes])))
+    return denoiser
+
+
+def _by_schedule(
+    source: str, network: Any, scheduler: dict[str, Any], shape: tuple[int, ...], classes: int
+) -> Denoiser:
+    """Each branch is one kind of schedule; what none of them knows is refused."""
     name, prediction = scheduler.get("_class_name"), scheduler.get("prediction_type", "epsilon")
+    if scheduler.get("predict_epsilon") is False:  # as the first releases of diffusers said it
+        prediction = "sample"
+    if name == "ScoreSdeVeScheduler" and network.config.time_embedding_type == "fourier":
+        levels = {key: scheduler[key] for key in ("sigma_min", "sigma_max")}
+        return ScoreVE(network, shape, classes=classes, **levels)
     if name == "EDMEulerScheduler" and prediction == "epsilon":
         levels = {key: scheduler[key] for key in ("sigma_min", "sigma_max", "sigma_data")}
         return Karras(network, shape, classes=classes, **levels)
+    flow = name == "FlowMatchEulerDiscreteScheduler" and not scheduler.get("invert_sigmas")
+    if flow or prediction == "flow_prediction":
+        return Flow(network, shape, classes)
     if name in ADAPTERS:
         try:
             return adapt(scheduler, network, shape, classes)
@@ -188,9 +277,39 @@ def _adapt(source: str, network: Any, scheduler: dict[str, Any]) -> Denoiser:
             raise InstilError(f"{source}: {error}") from None
     raise InstilError(
         f"{source}: scheduler {name} with prediction type {prediction!r} is not supported; "
-        f"supported: EDMEulerScheduler (epsilon), or one with a beta_schedule and a prediction "
-        f"type of {', '.join(PREDICTIONS)}"
+        f"supported: EDMEulerScheduler (epsilon), FlowMatchEulerDiscreteScheduler, "
+        f"ScoreSdeVeScheduler (fourier), or one with a beta_schedule and a prediction type of "
+        f"{', '.join(PREDICTIONS)}"
     )
+
+
+def _codec(source: str, folder: Path) -> Codec:
+    """The autoencoder beside a latent network; the identity where there is none."""
+    if not (folder / "vae" / "config.json").exists():
+        return Codec()
+    name = _read_json(folder / "vae" / "config.json").get("_class_name")
+    if name not in AUTOENCODERS:
+        raise InstilError(
+            f"{source}: its autoencoder, a {name}, is not supported; "
+            f"supported: {', '.join(AUTOENCODERS)}"
+        )
+    return Autoencoder(read_model(source, folder / "vae", str(name)))
+
+
+def _file(source: str) -> str:
+    """What to do with a single file."""
+    suffix = Path(source).suffix
+    if suffix == ".pkl":
+        return "a pickle can run any code when it is opened, so it is not opened"
+    if suffix == ".safetensors":
+        try:
+            with safe_open(source, "pt") as file:
+                lora = any("lora" in key for key in file.keys())  # noqa: SIM118, no mapping
+        except SafetensorError as error:
+            return f"this file is not a whole safetensors file ({error})"
+        if lora:
+            return "this is a LoRA: fuse it with fuse_lora() of diffusers and save the pipeline"
+    return "a single file of weights says nothing of network and schedule"
 
 
 def _licence(folder: Path) -> str:

@@ -6,21 +6,23 @@ import torch
 from torch import Tensor, nn
 
 from instructors.denoiser import Condition
+from instructors.families import FAMILIES, plain
 
 
 def call(network: nn.Module, noisy: Tensor, time: Tensor, condition: Condition) -> Tensor:
     """Evaluate a network.
 
     Args:
-        network: A diffusers `UNet2DModel`, or a module with the same signature.
+        network: Of a class in `instructors.families`, or with the signature of `UNet2DModel`.
         noisy: (B, *shape), scaled as the network wants it.
         time: (B,) float; must be a tensor, since diffusers truncates Python floats.
-        condition: `label` where the network has classes.
+        condition: `label` where the network has classes, the tensors of its family where not.
 
     Returns:
         (B, *shape) of the dtype of `noisy`; a learned variance in further channels is dropped.
     """
-    output = network(noisy, time, class_labels=condition.get("label"))
+    family = FAMILIES.get(type(network).__name__)
+    output = (family.forward if family else plain)(network, noisy, time, condition)
     output = output if isinstance(output, Tensor) else output.sample
     return output[:, : noisy.shape[1]].to(noisy.dtype)
 

@@ -1,21 +1,25 @@
-"""A one-step student as a folder that plain diffusers loads and samples in one step.
+"""A student as a folder with a card, in plain diffusers' layout where one exists, else in ours."""
 
-Where diffusers lacks the network or what stands around it, the folder is of the same layout and
-`instructors.load` reads it.
-"""
-
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
 from instil.errors import InstilError
+from instil.report import write_json
 from instructors.denoiser import Denoiser
 from instructors.discrete import DiscreteVP
+from instructors.exploding import ScoreVE
+from instructors.families import FAMILIES
+from instructors.flow import Flow
 from instructors.folder import appearing, is_ours, save
 from instructors.karras import Karras
+from students.few_step import FewStep
+from students.gan import GAN
 from students.one_step import OneStep
+from students.pretrained import Pretrained
 from students.student import Student
 
 USAGE = """\
@@ -23,106 +27,218 @@ import torch
 from diffusers import DiffusionPipeline
 
 pipeline = DiffusionPipeline.from_pretrained("{folder}")
-images = pipeline(batch_size=16, num_inference_steps=1{labels}).images
+images = pipeline({arguments}num_inference_steps=1{further}).images
 """
 # Diffusers has no class for this student.
 OWN_USAGE = """\
-import torch
-from instructors.denoiser import class_labels
-from instructors.load import load
-from students.one_step import OneStep
+from students.load import load
+from students.source import Source
 
-student = OneStep(load("{folder}").denoiser, {sigma})
-labels = class_labels(student.classes, torch.arange(16))
-images = student((torch.randn(16, *student.shape),), labels)
+student = load(Source(weights="{folder}"{factory}))
+images = student.sample(seeds=range(16))
 """
+LEVELS = "student.json"  # the noise levels a denoiser is read at, as `students.load` reads them
 
 
-def export(student: Student, folder: Path, card: Mapping[str, Any]) -> None:
-    """Write a pipeline with a model card; an existing folder is replaced as a whole.
+def export(
+    student: Student, folder: Path, card: Mapping[str, Any], pipeline: Path | None = None
+) -> None:
+    """Write a student with a model card; an existing folder is replaced as a whole.
 
     Args:
         student: On the CPU or not; written as it is.
         folder: Where to.
-        card: `instructor`, `licence`, `recipe` (YAML), `figures` ({name: text}).
+        card: `instructor`, `licence`, `recipe` (YAML), `figures` ({name: text}), and of a refined
+            generator `start`: what it was.
+        pipeline: The instructor's folder: autoencoder and text encoders are taken from it.
 
     Raises:
         InstilError: The student's network has no layout.
     """
-    if isinstance(student, OneStep) and is_ours(student.denoiser):
-        with appearing(folder) as partial:
-            save(partial, student.denoiser)
-            _card(student, folder, card).save(partial / "README.md")
-        return
-    from diffusers import UNet2DModel  # seconds to import
+    write = _writer(student, pipeline)
+    with appearing(folder) as partial:
+        write(partial)
+        _card(student, folder, card).save(partial / "README.md")
+        if levels := _levels(student):
+            write_json(partial / LEVELS, {"sigmas": levels})
 
-    network = getattr(student.denoiser, "network", None) if isinstance(student, OneStep) else None
-    if not isinstance(student, OneStep) or not isinstance(network, UNet2DModel):
+
+def _writer(student: Student, pipeline: Path | None) -> Callable[[Path], Any]:
+    """What writes the weights: the student itself, or the pipeline that is one."""
+    if isinstance(student, Pretrained):
+        return student.save_pretrained
+    denoiser = student.denoiser if isinstance(student, OneStep | FewStep) else None
+    if denoiser is not None and is_ours(denoiser):
+        return lambda folder: save(folder, denoiser)
+    network: Any = getattr(denoiser, "network", None)
+    family = FAMILIES.get(type(network).__name__)
+    if denoiser is None or family is None:
         raise InstilError(
             f"export: no plain diffusers layout for a {type(student).__name__} student "
             f"with a {type(network).__name__} network"
         )
-    pipeline = _pipeline(network, student.denoiser, student.sigma, bool(student.classes))
-    with appearing(folder) as partial:
-        pipeline.save_pretrained(partial)
-        _card(student, folder, card).save(partial / "README.md")
+    if isinstance(denoiser, Flow) and not family.latent:
+        raise InstilError(
+            f"export: no plain diffusers layout for a flow student with a "
+            f"{type(network).__name__} network"
+        )
+    scheduler = _scheduler(network, denoiser, _levels(student)[0])
+    if family.latent:
+        return _of_instructor(network, scheduler, pipeline).save_pretrained
+    return _of_network(network, scheduler, bool(student.classes)).save_pretrained
 
 
-def _pipeline(network: Any, denoiser: Denoiser, sigma: float, conditional: bool) -> Any:
-    """The stock pipeline and scheduler whose single step is exactly D(start(z), sigma)."""
+def _levels(student: Student) -> tuple[float, ...]:
+    """The noise levels a student's denoiser is read at; none if it has no denoiser."""
+    if isinstance(student, OneStep):
+        return (student.sigma,)
+    return student.sigmas if isinstance(student, FewStep) else ()
+
+
+def _scheduler(network: Any, denoiser: Denoiser, sigma: float) -> Any:
+    """The stock scheduler whose single step is exactly D(start(z), sigma)."""
+    from diffusers import (  # seconds to import
+        DDPMScheduler,
+        DPMSolverMultistepScheduler,
+        EDMEulerScheduler,
+        FlowMatchEulerDiscreteScheduler,
+        ScoreSdeVeScheduler,
+    )
+
+    if isinstance(denoiser, Karras):
+        return EDMEulerScheduler(
+            sigma_min=denoiser.sigma_min, sigma_max=sigma, sigma_data=denoiser.sigma_data
+        )
+    if isinstance(denoiser, Flow):
+        # Its step starts where the call's `sigmas` says, for which a shift would be in the way.
+        return FlowMatchEulerDiscreteScheduler()
+    if isinstance(denoiser, ScoreVE):
+        # Its one step goes from sigma_max to no noise, uncorrected.
+        return ScoreSdeVeScheduler(sigma_min=sigma, sigma_max=sigma, correct_steps=0)
+    if not isinstance(denoiser, DiscreteVP):
+        raise InstilError(
+            f"export: no plain diffusers layout for a {type(denoiser).__name__} student"
+        )
+    # The schedule ends at the student's level, so that its one step starts there.
+    last = int(denoiser.time(denoiser.log_sigmas.new_tensor([sigma])).round().item())
+    alphas = (1 + (2 * denoiser.log_sigmas[: last + 1].double()).exp()).reciprocal()
+    betas = 1 - alphas / alphas.roll(1).index_fill(0, alphas.new_zeros(1).long(), 1.0)
+    schedule: dict[str, Any] = {
+        "num_train_timesteps": last + 1,
+        "trained_betas": betas.tolist(),
+        "timestep_spacing": "trailing",
+        "steps_offset": 1,  # without effect under this spacing; some pipelines ask for it
+        "prediction_type": denoiser.prediction,
+    }
+    if type(network).__name__ == "UNet2DModel" and _learned_variance(network):
+        # The DDPM step would add noise of the learned variance. This one drops the variance, of
+        # images with three channels, and its first-order step to no noise is D itself.
+        if denoiser.shape[0] != 3:
+            raise InstilError(
+                f"export: a learned variance beside {denoiser.shape[0]} channels has no plain "
+                "diffusers layout, which knows it for three"
+            )
+        return DPMSolverMultistepScheduler(
+            variance_type="learned_range", solver_order=1, final_sigmas_type="zero", **schedule
+        )
+    return DDPMScheduler(variance_type="fixed_small", clip_sample=False, **schedule)
+
+
+def _of_network(network: Any, scheduler: Any, conditional: bool) -> Any:
+    """A stock pipeline of network and scheduler alone."""
     from diffusers import (
         ConsistencyModelPipeline,
         DDPMPipeline,
-        DDPMScheduler,
         EDMEulerScheduler,
+        ScoreSdeVePipeline,
+        ScoreSdeVeScheduler,
     )
 
-    # The only stock pipeline that passes class labels; its scheduler may be any.
+    if isinstance(scheduler, ScoreSdeVeScheduler):
+        if conditional:
+            raise InstilError("export: no plain diffusers layout for a ScoreVE student of classes")
+        return ScoreSdeVePipeline(network, scheduler)
+    # The only stock pipeline that passes class labels, or scales as EDM; its scheduler may be any.
     classes: Any = ConsistencyModelPipeline
-    if isinstance(denoiser, Karras):
-        scheduler: Any = EDMEulerScheduler(
-            sigma_min=denoiser.sigma_min, sigma_max=sigma, sigma_data=denoiser.sigma_data
-        )
-        return classes(network, scheduler)
-    if isinstance(denoiser, DiscreteVP):
-        # The schedule ends at the student's level, so that its one step starts there.
-        last = int(denoiser.time(denoiser.log_sigmas.new_tensor([sigma])).round().item())
-        alphas = (1 + (2 * denoiser.log_sigmas[: last + 1].double()).exp()).reciprocal()
-        betas = 1 - alphas / alphas.roll(1).index_fill(0, alphas.new_zeros(1).long(), 1.0)
-        scheduler = DDPMScheduler(
-            num_train_timesteps=last + 1,
-            trained_betas=betas.tolist(),
-            timestep_spacing="trailing",
-            prediction_type=denoiser.prediction,
-            variance_type="fixed_small",
-            clip_sample=False,
-        )
-        return (classes if conditional else DDPMPipeline)(network, scheduler)
-    raise InstilError(f"export: no plain diffusers layout for a {type(denoiser).__name__} student")
+    edm = isinstance(scheduler, EDMEulerScheduler)
+    return (classes if conditional or edm else DDPMPipeline)(network, scheduler)
 
 
-def _card(student: OneStep, folder: Path, card: Mapping[str, Any]) -> ModelCard:
-    ours = is_ours(student.denoiser)
+def _of_instructor(network: Any, scheduler: Any, folder: Path | None) -> Any:
+    """The instructor's own pipeline with this network and scheduler."""
+    import diffusers
+
+    index = folder / "model_index.json" if folder else None
+    if index is None or not index.exists():
+        raise InstilError(
+            f"export: a {type(network).__name__} needs the autoencoder of its pipeline; "
+            "expected an instructor with a model_index.json"
+        )
+    content = json.loads(index.read_text())
+    part = "unet" if "unet" in content else "transformer"
+    try:
+        return getattr(diffusers, content["_class_name"]).from_pretrained(
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            **{part: network, "scheduler": scheduler},
+        )
+    except Exception as error:  # missing packages and files surface as a dozen kinds of error
+        reason = " ".join(str(error).split())
+        raise InstilError(
+            f"export: the instructor's pipeline cannot be loaded ({reason})"
+        ) from None
+
+
+def _learned_variance(network: Any) -> bool:
+    return network.config.out_channels == 2 * network.config.in_channels
+
+
+def _arguments(student: OneStep) -> dict[str, str]:
+    """The arguments of the pipeline's call, in words."""
+    denoiser = student.denoiser
+    u = student.sigma / (1 + student.sigma)
+    further = f", sigmas=[{u:.6g}]" if isinstance(denoiser, Flow) else ""
+    if denoiser.text:
+        guidance = "" if "guidance" in denoiser.text else ", guidance_scale=1.0"
+        return {"arguments": '"a photograph of a fox", ', "further": guidance + further}
+    if FAMILIES[type(denoiser.network).__name__].latent:
+        labels = f"class_labels=[k % {student.classes} for k in range(16)], "
+        return {"arguments": labels, "further": ", guidance_scale=1.0" + further}
+    labels = f", class_labels=torch.arange(16) % {student.classes}" if student.classes else ""
+    return {"arguments": "batch_size=16, ", "further": labels}
+
+
+def _card(student: Student, folder: Path, card: Mapping[str, Any]) -> ModelCard:
+    plain = isinstance(student, OneStep) and not is_ours(student.denoiser)
     metadata = ModelCardData(
         license=card["licence"] if card["licence"] != "unknown" else None,
-        library_name="instil" if ours else "diffusers",
-        tags=["one-step", "distillation", "data-free"],
+        library_name="diffusers" if plain else "instil",
+        tags=["one-step" if student.nfe == 1 else "few-step", "distillation", "data-free"],
     )
-    labels = f", class_labels=torch.arange(16) % {student.classes}" if student.classes else ""
-    usage = (OWN_USAGE if ours else USAGE).format(
-        folder=folder.name, labels=labels, sigma=student.sigma
-    )
+    if isinstance(student, OneStep) and plain:
+        usage = USAGE.format(folder=folder.name, **_arguments(student))
+    else:
+        factory = f', factory="{student.factory}"' if isinstance(student, GAN) else ""
+        usage = OWN_USAGE.format(folder=folder.name, factory=factory)
+    origin = "Distilled"
+    if "start" in card:
+        origin = f"`{card['start']}` (its licence holds as well) refined"
+    levels = ", ".join(f"{sigma:g}" for sigma in _levels(student))
+    steps = f"at sigma {levels}" if levels else "per image"
+    if isinstance(student, FewStep):
+        steps += "; plain diffusers loads it as well and takes the first of them alone"
     figures = "\n".join(f"| {name} | {value} |" for name, value in card["figures"].items())
     return ModelCard(
         f"""---
 {metadata.to_yaml()}
 ---
 
-# {folder.resolve().parent.name}: a one-step generator
+# {folder.resolve().parent.name}: a {"one" if student.nfe == 1 else student.nfe}-step generator
 
-Distilled without data from `{card["instructor"]}` by Diff-Instruct (arXiv 2305.18455); one network
-evaluation at sigma {student.sigma:g}. Licence of the instructor, and so of this model:
-{card["licence"]}.
+{origin} without data from `{card["instructor"]}` by Diff-Instruct (arXiv 2305.18455);
+{student.nfe} network evaluation{"s" * (student.nfe > 1)} {steps}. Licence of the instructor, and so
+of this model: {card["licence"]}.
 
 ```python
 {usage}```

@@ -14,7 +14,7 @@ from instructors.load import load, zoo
 
 
 def test_embedded_instructors_load_frozen():
-    assert {"digits", "digits-0-4"} <= set(zoo())
+    assert {"digits", "digits-0-4", "digits-5-9"} <= set(zoo())
     instructor = load("digits")
     assert isinstance(instructor.denoiser, Karras)
     assert instructor.denoiser.shape == (1, 8, 8)
@@ -45,6 +45,12 @@ def test_other_schedulers_of_the_same_schedule_are_understood(unet, tmp_path):
     found = load(str(tmp_path)).denoiser
     sigmas = ((1 - expected) / expected).sqrt()
     torch.testing.assert_close(found.log_sigmas.exp(), sigmas, rtol=1e-4, atol=0)
+
+
+def test_old_schedulers_say_what_is_predicted_in_their_own_way(unet, tmp_path):
+    DDPMPipeline(unet(), DDPMScheduler()).save_pretrained(tmp_path)
+    edit(tmp_path / "scheduler/scheduler_config.json", predict_epsilon=False)
+    assert load(str(tmp_path)).denoiser.prediction == "sample"
 
 
 def test_an_existing_folder_wins_over_an_embedded_name(unet, tmp_path, monkeypatch):

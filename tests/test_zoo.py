@@ -17,6 +17,7 @@ from instructors.train import TrainRecipe
 REFERENCES = {
     "digits": ("digits", "digits:held-out"),
     "digits-0-4": ("digits:0-4", "digits:held-out:0-4"),
+    "digits-5-9": ("digits:5-9", "digits:held-out:5-9"),
 }
 
 

@@ -1,0 +1,69 @@
+"""From an instructor's space to images and back."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Codec(nn.Module):
+    """The identity: samples are images in [-1, 1] already."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) in [-1, 1] to samples (B, *shape)."""
+        return images
+
+    def decode(self, samples: Tensor) -> Tensor:
+        """Samples (B, *shape) to images (B, C, H, W), about [-1, 1]; not clamped."""
+        return samples
+
+    def image_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of an image, from that of a sample; neither with a batch axis."""
+        return shape
+
+
+class UnitRange(Codec):
+    """Samples are images in [0, 1]."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        return (images + 1) / 2
+
+    def decode(self, samples: Tensor) -> Tensor:
+        return 2 * samples - 1
+
+
+class Autoencoder(Codec):
+    """An autoencoder of diffusers; a sample is (latent - shift) * scale.
+
+    It runs in float32, since the decoder of SDXL overflows in half precision.
+
+    Args:
+        network: `AutoencoderKL`, `AutoencoderTiny` or `AutoencoderDC`; scale and shift are in its
+            configuration.
+    """
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        config = network.config
+        self.network = network
+        self.scale = config.scaling_factor
+        self.shift = getattr(config, "shift_factor", None) or 0.0
+        blocks = getattr(config, "block_out_channels", None) or config.encoder_block_out_channels
+        self.factor = 2 ** (len(blocks) - 1)
+        self.channels = getattr(config, "out_channels", config.in_channels)
+
+    def encode(self, images: Tensor) -> Tensor:
+        with torch.autocast(images.device.type, enabled=False):
+            found = self.network.encode(images)
+        if hasattr(found, "latent_dist"):
+            latent = found.latent_dist.mode()
+        else:
+            latent = found["latent" if "latent" in found else "latents"]
+        return (latent - self.shift) * self.scale
+
+    def decode(self, samples: Tensor) -> Tensor:
+        with torch.autocast(samples.device.type, enabled=False):
+            return self.network.decode(samples / self.scale + self.shift).sample
+
+    def image_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (self.channels, *(side * self.factor for side in shape[1:]))

@@ -1,0 +1,43 @@
+"""Score networks on a variance-exploding schedule: NCSN++ as diffusers publishes it."""
+
+from torch import Tensor, nn
+
+from instil.shapes import expand
+from instructors.denoiser import Condition, Denoiser
+from instructors.networks import call
+
+
+class ScoreVE(Denoiser):
+    """A network whose output is the score of x + s noise itself, at the time s.
+
+        D = x_s + s**2 out
+
+    These models see images in [0, 1], so sigma is in those units and a codec stretches samples.
+
+    Args:
+        network: Called as `instructors.networks.call` says; divides by s inside.
+        shape: One sample without the batch axis.
+        sigma_min: Smallest level trained.
+        sigma_max: Largest level trained.
+        classes: Number of class labels; 0 for none.
+
+    Source:
+        Song et al. 2021, arXiv 2011.13456.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        shape: tuple[int, ...],
+        sigma_min: float = 0.01,
+        sigma_max: float = 1348.0,
+        classes: int = 0,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.shape = tuple(shape)
+        self.sigma_min, self.sigma_max = sigma_min, sigma_max
+        self.classes = classes
+
+    def denoise(self, noisy: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+        return noisy + expand(sigma, noisy) ** 2 * call(self.network, noisy, sigma, condition)

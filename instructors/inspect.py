@@ -1,0 +1,76 @@
+"""What a source is, in a table: `python -m instructors inspect SOURCE`."""
+
+from typing import Any
+
+from instructors.codec import Autoencoder, Codec, UnitRange
+from instructors.load import Instructor
+
+PREDICTED = {
+    "Karras": "EDM's F",
+    "Flow": "velocity",
+    "ScoreVE": "score",
+    "ContinuousVP": "epsilon",
+    "ContinuousVE": "noise",
+}
+
+
+def describe(instructor: Instructor) -> dict[str, Any]:
+    """The facts of an instructor; JSON as they are."""
+    denoiser, codec, card = instructor.denoiser, instructor.codec, instructor.card
+    adapter = type(denoiser).__name__
+    network: Any = denoiser.network
+    return {
+        "source": card.source,
+        "network": type(network).__name__,
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "adapter": adapter,
+        "prediction": getattr(denoiser, "prediction", PREDICTED.get(adapter)),
+        "learned_variance": network.config.out_channels == 2 * network.config.in_channels,
+        "shape": list(denoiser.shape),
+        "image_shape": list(codec.image_shape(denoiser.shape)),
+        "sigma_min": denoiser.sigma_min,
+        "sigma_max": denoiser.sigma_max,
+        "classes": denoiser.classes,
+        "conditions": [*(["label"] if denoiser.classes else []), *denoiser.text],
+        "null_condition": _null(instructor),
+        "codec": _codec(codec),
+        "licence": card.licence,
+        "sha256": card.sha256,
+    }
+
+
+def _codec(codec: Codec) -> str:
+    if isinstance(codec, Autoencoder):
+        return type(codec.network).__name__
+    return "images in [0, 1]" if isinstance(codec, UnitRange) else "none"
+
+
+def _null(instructor: Instructor) -> str:
+    denoiser = instructor.denoiser
+    if "guidance" in denoiser.text:
+        return "none: guidance is built in"
+    if denoiser.text:
+        return "a negative prompt"
+    try:
+        return f"label {denoiser.null(1)['label'].item()}"
+    except ValueError:
+        return "none"
+
+
+def rows(facts: dict[str, Any]) -> list[dict[str, str]]:
+    """The same as a table."""
+    return [{"what": key.replace("_", " "), "value": _text(value)} for key, value in facts.items()]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return (
+            " x ".join(map(str, value))
+            if value and isinstance(value[0], int)
+            else (", ".join(value) or "none")
+        )
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,111 @@
+"""The instructor a recipe means: loaded, blended, guided, and told what it is asked for."""
+
+import hashlib
+import json
+from dataclasses import replace
+
+import torch
+
+from instil.errors import InstilError
+from instructors.conditioning import Blending, Conditioning
+from instructors.denoiser import Condition, Denoiser
+from instructors.guidance import Blend, Guided
+from instructors.load import Instructor, load
+from instructors.prior import Prior, labels
+from instructors.prompts import encode, read_prompts
+
+
+def prepare(
+    source: str,
+    conditioning: Conditioning,
+    blending: Blending | None = None,
+    side: int | None = None,
+    device: torch.device | str = "cpu",
+) -> Instructor:
+    """Load an instructor and apply what the recipe says of it.
+
+    Args:
+        source: As `instructors.load.load` takes it.
+        conditioning: What is asked for.
+        blending: Further instructors.
+        side: Height and width of its samples, for networks that take any.
+        device: Where networks run.
+
+    Returns:
+        The instructor. Its hash covers everything its samples depend on.
+
+    Raises:
+        InstilError: The model cannot do what is asked.
+    """
+    instructor = load(source, side)
+    denoiser, card = instructor.denoiser, instructor.card
+    hashes = [card.sha256]
+    if denoiser.text:
+        prior = _prompted(instructor, conditioning, device)
+    else:
+        prior = _labelled(denoiser, conditioning)
+    if blending:
+        others = [load(other, side) for other in blending.others]
+        hashes += [other.card.sha256 for other in others]
+        all_of_them = [denoiser, *(other.denoiser for other in others)]
+        denoiser = Blend(all_of_them, blending.weights, blending.sigmas)
+    if conditioning.guidance != 1 and "guidance" not in denoiser.text:
+        try:
+            denoiser = Guided(denoiser, conditioning.guidance)
+        except ValueError as error:
+            raise InstilError(f"conditioning.{error}") from None
+    denoiser.to(device)
+    instructor.codec.to(device)
+    if conditioning != Conditioning() or blending:
+        blend = blending.model_dump(mode="json") if blending else None
+        facts = (hashes, conditioning.model_dump(mode="json"), blend, prior.prompts)
+        sha = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
+        card = replace(card, sha256=sha)
+    return replace(instructor, denoiser=denoiser, prior=prior.to(device), card=card)
+
+
+def _labelled(denoiser: Denoiser, conditioning: Conditioning) -> Prior:
+    """The prior over class labels."""
+    if conditioning.prompts:
+        raise InstilError("conditioning.prompts: this instructor is not conditioned on text")
+    null, shares = conditioning.null_label, conditioning.labels
+    if null is not None:
+        if null != denoiser.classes - 1:
+            raise InstilError(
+                f"conditioning.null_label: {null} is not the last of the instructor's "
+                f"{denoiser.classes} labels"
+            )
+        denoiser.classes = null
+        denoiser.set_null(Condition(label=torch.tensor([null])))
+    if shares is None:
+        return labels(denoiser.classes)
+    if not denoiser.classes:
+        raise InstilError("conditioning.labels: this instructor is unconditional; leave it out")
+    if len(shares) != denoiser.classes or sum(shares) == 0:
+        raise InstilError(
+            f"conditioning.labels: expected {denoiser.classes} shares, not all zero, "
+            f"got {len(shares)}"
+        )
+    return labels(denoiser.classes, torch.tensor(shares))
+
+
+def _prompted(
+    instructor: Instructor, conditioning: Conditioning, device: torch.device | str
+) -> Prior:
+    """The prior over prompts."""
+    denoiser = instructor.denoiser
+    if conditioning.prompts is None:
+        raise InstilError(
+            "conditioning.prompts: this instructor is conditioned on text; "
+            "expected a text file with a prompt per line"
+        )
+    if conditioning.labels is not None or conditioning.null_label is not None:
+        raise InstilError("conditioning: this instructor has prompts, no labels; leave them out")
+    prompts = read_prompts(conditioning.prompts)
+    table, null = encode(instructor.card, prompts, conditioning.negative, device)
+    if "guidance" in denoiser.text:
+        guidance = torch.full((len(prompts),), conditioning.guidance)
+        table = Condition(**table, guidance=guidance)
+    if null is not None:
+        denoiser.set_null(null)
+    return Prior(table, prompts=prompts)
