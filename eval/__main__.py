@@ -81,6 +81,43 @@ def main(argv: list[str] | None = None) -> int:
     latents.add_argument("--json", type=Path, metavar="PATH", help="also write all figures there")
     latents.set_defaults(run=_latents)
 
+    far = commands.add_parser(
+        "horizon",
+        help="up to which noise level a diffusion model is worth running",
+        allow_abbrev=False,
+    )
+    far.add_argument("--model", required=True, metavar="SOURCE", help="an instructor or a recipe")
+    far.add_argument("--data", metavar="SOURCE", help="images; the instructor's own samples if not")
+    far.add_argument(
+        "--folds",
+        type=int,
+        default=5,
+        help="trainings that each leave out a part of the images; 1 takes the model as it is, on "
+        "images it was not trained on [%(default)s]",
+    )
+    far.add_argument(
+        "--reference", default="gaussian", help="gaussian, zero or standard [%(default)s]"
+    )
+    far.add_argument("--trained-on", metavar="SOURCE", help="where the model's card names no data")
+    far.add_argument("--tolerance", type=float, default=0.02, help="nats [%(default)s]")
+    far.add_argument("--lowest", type=float, default=0.02, help="noise level [%(default)s]")
+    far.add_argument("--samples", type=int, default=1000, help="images at most [%(default)s]")
+    far.add_argument("--draws", type=int, default=2, help="of noise per image [%(default)s]")
+    far.add_argument("--seed", type=int, default=0)
+    far.add_argument(
+        "--bound", action="store_true", help="also the paper's bound, on the training images"
+    )
+    far.add_argument(
+        "--subgaussian", type=float, metavar="R", help="of --bound, beside 0.1, 1, 10 and 100"
+    )
+    far.add_argument(
+        "--kappas", metavar="K,K", help="strengths of the recipe's penalty to choose from, and 0"
+    )
+    far.add_argument("--plot", type=Path, metavar="PNG", help="also draw the certificate")
+    far.add_argument("--json", type=Path, metavar="PATH", help="also write the table there")
+    far.add_argument("overrides", nargs="*", metavar="key=value", help="of a recipe")
+    far.set_defaults(run=_horizon)
+
     arguments = parser.parse_args(argv)
     words = sys.argv[1:] if argv is None else argv
     arguments.command_line = f"python -m eval {shlex.join(words)}"
@@ -222,6 +259,74 @@ def _latents(arguments: argparse.Namespace) -> tuple[list[dict[str, str]], dict[
         latent_prices(facts, arguments.plot)
     print(facts["verdict"]["sentence"])
     return latent_report.table(facts), facts
+
+
+def _horizon(arguments: argparse.Namespace) -> tuple[list[dict[str, str]], dict[str, Any]]:
+    from eval import outlook, plots
+    from instil.report import environment
+
+    for option, path in (("--plot", arguments.plot), ("--json", arguments.json)):
+        if path and not path.parent.is_dir():
+            raise InstilError(f"{option} {path}: there is no folder {path.parent}; make it first")
+    question = outlook.Question(
+        arguments.folds,
+        arguments.reference,
+        arguments.tolerance,
+        arguments.lowest,
+        arguments.samples,
+        arguments.draws,
+        arguments.seed,
+    )
+    alone = arguments.folds == 1
+    if arguments.bound and not alone:
+        raise InstilError("--bound: of one model and its training images; give --folds 1")
+    if arguments.subgaussian is not None and not (arguments.bound and arguments.subgaussian > 0):
+        raise InstilError(
+            f"--subgaussian {arguments.subgaussian:g}: expected a positive number beside --bound"
+        )
+    if alone and arguments.kappas:
+        raise InstilError("--kappas: nothing is trained with --folds 1")
+    if alone and arguments.overrides:
+        raise InstilError(f"{arguments.overrides[0]}: nothing is trained with --folds 1")
+    if not alone and arguments.trained_on:
+        raise InstilError("--trained-on: folds are trained on --data; leave it out")
+    more: list[dict[str, str]] = []
+    extra: dict[str, Any] = {}
+    if alone:
+        found = outlook.as_it_is(
+            arguments.model,
+            arguments.data,
+            question,
+            arguments.trained_on,
+            bound=arguments.bound,
+        )
+    elif arguments.kappas:
+        found, more, extra["kappa"] = outlook.by_kappa(
+            arguments.model,
+            arguments.data,
+            question,
+            _numbers("--kappas", arguments.kappas),
+            arguments.overrides,
+        )
+    else:
+        found = outlook.by_folds(arguments.model, arguments.data, question, arguments.overrides)
+    if arguments.plot:
+        plots.horizon_curve(found.horizon, arguments.plot)
+    rows, facts = found.rows() + more, found.facts() | extra
+    if arguments.bound:
+        terms, facts["bound"] = outlook.bounds_of(found, question, arguments.subgaussian)
+        rows += terms
+    print(found.verdict)
+    return rows, facts | {"command": arguments.command_line, "environment": environment()}
+
+
+def _numbers(option: str, text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise InstilError(
+            f"{option} {text}: expected numbers with commas between, such as 0.1,0.5"
+        ) from None
 
 
 def _device() -> Any:

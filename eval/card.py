@@ -1,10 +1,13 @@
-"""Figures in an instructor's model card."""
+"""An instructor's model card: the figures in it, the training data it names."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from instil import data
 from instil.checkpoint import write_text
+from instil.errors import InstilError
 
 HEADING = "## Figures"
 
@@ -32,3 +35,21 @@ def write_figures(folder: Path, facts: Mapping[str, Any], command: str) -> None:
         f"{kept}\n\n{HEADING}\n\n{facts['protocol']}; Heun's method, {facts['nfe']} evaluations an "
         f"image. `fd matched` is on as many images as the floor.\n\n{table}\n\n`{command}`\n",
     )
+
+
+def training_images(folder: Path) -> data.Images | None:
+    """The images that the card of an instructor trained here names, if they can be had unchanged.
+
+    Args:
+        folder: The instructor's.
+    """
+    path = folder / "README.md"
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    named = re.search(r"^- Data: `(.+?)`, .*\bdigest (\w+)$", text, re.MULTILINE)
+    if named is None:
+        return None
+    try:
+        images = data.load(named[1])
+    except InstilError:
+        return None
+    return images if images.digest() == named[2] else None

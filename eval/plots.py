@@ -6,6 +6,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from eval.horizon import Horizon
+
 
 def run_curves(records: Sequence[Mapping[str, Any]], report: Mapping[str, Any], path: Path) -> None:
     """Losses, and distances where they were measured, over the updates of a run.
@@ -69,4 +71,29 @@ def latent_prices(facts: Mapping[str, Any], path: Path) -> None:
     for axis, corner in ((prices, "lower left"), (sizes, "upper right")):
         axis.axhline(tolerance, color="grey", linestyle=":", label=f"tolerance {tolerance:g}")
         axis.legend(loc=corner)
+    figure.savefig(path, dpi=110)
+
+
+def horizon_curve(found: Horizon, path: Path) -> None:
+    """The certificate over the noise level where the diffusion starts.
+
+    Args:
+        found: The answer.
+        path: The PNG to write.
+    """
+    figure = Figure(figsize=(5.6, 3.6), layout="constrained")
+    axis = figure.subplots()
+    sigmas, nats, stderr = found.sigmas, found.nats, found.stderr
+    axis.plot(sigmas, nats)
+    axis.fill_between(sigmas, nats - 2 * stderr, nats + 2 * stderr, alpha=0.2)
+    marks = (("T_opt", found.best, "--"), ("T_eps", found.sufficient, "-"))
+    for name, at, style in marks:
+        label = f"{name} = {at.value:.3g}"
+        axis.axvline(at.value, color="grey", linestyle=style, linewidth=1, label=label)
+    axis.set(
+        xscale="log",
+        xlabel="sigma where the diffusion starts",
+        ylabel="J less that of the reference alone, nats",
+    )
+    axis.legend()
     figure.savefig(path, dpi=110)

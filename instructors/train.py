@@ -1,6 +1,7 @@
 """Trains an instructor by denoising score matching."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -22,6 +23,7 @@ from instil.shapes import expand
 from instructors.denoiser import UNCONDITIONAL, Condition
 from instructors.denoising import denoising_loss
 from instructors.karras import Karras
+from instructors.penalties import Penalty
 
 
 class UNet(Config):
@@ -93,6 +95,8 @@ class TrainRecipe(Config):
         seed: Of every random number.
         average: Half-life, in images, of the average that is kept.
         flip: Mirror every other image.
+        penalty: Against learning few images by heart; `python -m eval horizon --kappas` says
+            whether it helps and how much of it.
         output: Folder of all runs.
         log_every: Updates between two lines of numbers.
         save_every: Updates between two checkpoints.
@@ -112,6 +116,7 @@ class TrainRecipe(Config):
     seed: Annotated[int, Field(ge=0)] = 0
     average: NonNegativeFloat = 20_000.0
     flip: bool = False
+    penalty: Penalty | None = None
     output: str = "runs"
     log_every: PositiveInt = 50
     save_every: PositiveInt = 500
@@ -199,6 +204,8 @@ def train(
     pixels = images.pixels.to(device)
     labels = None if images.labels is None else images.labels.to(device)
     low, high = state.denoiser.sigma_min, state.denoiser.sigma_max
+    penalty = recipe.penalty if recipe.penalty and recipe.penalty.kappa else None
+    penalise = None if penalty is None else penalty.term(data.to_float(pixels))
     while state.step < recipe.steps:
         start = accelerator.process_index * size
         draws = Draws.of_range(recipe.seed, state.step, start, size, device)
@@ -212,9 +219,13 @@ def train(
         condition = UNCONDITIONAL if labels is None else Condition(label=labels[rows])
         sigma = recipe.levels.sample(draws.uniform("sigma").float(), low, high)
         noisy = clean + expand(sigma, clean) * draws.normal("noise", images.shape)
-        with accelerator.autocast():
+        with accelerator.autocast(), penalty.forward(noisy) if penalty else nullcontext():
             denoised = module(noisy, sigma, condition)
-        loss = denoising_loss(denoised, clean, state.denoiser.weight(sigma)).mean()
+        weight = state.denoiser.weight(sigma)
+        loss = denoising_loss(denoised, clean, weight)
+        if penalise is not None:
+            loss = loss + penalise(denoised, noisy, sigma, weight, draws)
+        loss = loss.mean()
         accelerator.backward(loss)
         norm = recipe.optimizer.update(state.optimizer, state.step, recipe.steps)
         state.step += 1

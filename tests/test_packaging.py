@@ -72,7 +72,9 @@ def test_the_changelog_begins_with_this_version():
     assert headings[0] == instil.__version__
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/latents.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "CONTRIBUTING.md", "docs/latents.md", "docs/horizon.md"]
+)
 def test_files_the_documents_name_exist(name):
     text = (ROOT / name).read_text()
     for target in re.findall(r"\]\(([^)#:]+)\)", text):
