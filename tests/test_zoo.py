@@ -31,7 +31,7 @@ def test_size_and_card(name):
     folder = ZOO / name
     assert sum(file.stat().st_size for file in folder.rglob("*")) < 3 * 2**20
     card = (folder / "README.md").read_text()
-    command = re.search(r"Command: `python -m instructors train (\S+)[^`]*`", card)[1]
+    command = re.search(r"Command: `python -m instructors train ([^\s`]+)[^`]*`", card)[1]
     recipe = load_recipe(TrainRecipe, command, [], RECIPES)
     data, seed, steps = recipe.data, recipe.seed, recipe.steps
     assert data == (REFERENCES | MNIST)[name][0]
