@@ -62,6 +62,25 @@ def main(argv: list[str] | None = None) -> int:
     clip.add_argument("--json", type=Path, metavar="PATH", help="also write the table there")
     clip.set_defaults(run=_clip)
 
+    latents = commands.add_parser(
+        "latents", help="may this frozen latent space be used on that data?", allow_abbrev=False
+    )
+    latents.add_argument("--source", required=True, help="images the latent space was made for")
+    latents.add_argument("--target", required=True, help="images it would be used on")
+    kind = latents.add_mutually_exclusive_group()
+    kind.add_argument("--dim", type=int, help="principal directions; default: what both need")
+    kind.add_argument("--autoencoder", metavar="DIR", help="of diffusers, in place of directions")
+    latents.add_argument(
+        "--sigma", type=float, default=0.5, help="lowest noise level of use [%(default)s]"
+    )
+    latents.add_argument(
+        "--nats", type=float, default=1.0, help="what it may cost an image [%(default)s]"
+    )
+    latents.add_argument("--seed", type=int, default=0, help="of the split [%(default)s]")
+    latents.add_argument("--plot", type=Path, metavar="PNG", help="draw the curves there")
+    latents.add_argument("--json", type=Path, metavar="PATH", help="also write all figures there")
+    latents.set_defaults(run=_latents)
+
     arguments = parser.parse_args(argv)
     words = sys.argv[1:] if argv is None else argv
     arguments.command_line = f"python -m eval {shlex.join(words)}"
@@ -169,6 +188,40 @@ def _clip(arguments: argparse.Namespace) -> tuple[list[dict[str, str]], dict[str
     facts = {"clip": scores.mean().item(), "n": len(scores), "model": arguments.model}
     facts["protocol"] = f"CLIP score of {arguments.model}, {len(scores)} images"
     return [{"figure": "CLIP score", "mean": f"{facts['clip']:.3f}"}], facts
+
+
+def _latents(arguments: argparse.Namespace) -> tuple[list[dict[str, str]], dict[str, Any]]:
+    from eval import latent_report
+    from eval.autoencoders import load_autoencoder
+    from eval.plots import latent_prices
+    from instil import data
+    from instil.report import environment
+
+    for option, path in (("--plot", arguments.plot), ("--json", arguments.json)):
+        if path and not path.parent.is_dir():
+            raise InstilError(f"{option} {path}: there is no folder {path.parent}; make it first")
+    if arguments.plot and arguments.plot.suffix != ".png":
+        raise InstilError(f"--plot {arguments.plot}: expected a file ending in .png")
+    source, target = data.load(arguments.source), data.load(arguments.target)
+    features = source.pixels[0].numel()
+    sigma, nats = arguments.sigma, arguments.nats
+    latent_report.check_settings(sigma, nats, arguments.dim, features)
+    domains = latent_report.Domains.of(source, target, arguments.seed)
+    if arguments.autoencoder:
+        name, device = arguments.autoencoder, _device()
+        autoencoder = load_autoencoder(name, target.shape, device)
+        facts = latent_report.autoencoder_report(domains, autoencoder, name, sigma, nats, device)
+    else:
+        facts = latent_report.linear_report(domains, arguments.dim, sigma, nats)
+    facts["protocol"] = (
+        f"{arguments.source} on {arguments.target}: {facts['dim']} dimensions, "
+        f"{facts['target']['held_out']} held-out images"
+    )
+    facts |= {"command": arguments.command_line, "environment": environment()}
+    if arguments.plot:
+        latent_prices(facts, arguments.plot)
+    print(facts["verdict"]["sentence"])
+    return latent_report.table(facts), facts
 
 
 def _device() -> Any:

@@ -36,3 +36,36 @@ def run_curves(records: Sequence[Mapping[str, Any]], report: Mapping[str, Any], 
         axes[2].set(xlabel="student updates", title=report["fd_name"], yscale="log")
         axes[2].legend()
     figure.savefig(path, dpi=110)
+
+
+def latent_prices(facts: Mapping[str, Any], path: Path) -> None:
+    """What every latent space costs over the noise level, and its size over the tolerance.
+
+    Args:
+        facts: Of `eval.latent_report`.
+        path: The PNG to write.
+    """
+    figure = Figure(figsize=(8.8, 3.4), layout="constrained")
+    prices, sizes = figure.subplots(1, 2)
+    sigmas, tolerance = facts["prices"]["sigmas"], facts["nats"]
+    curves = dict(facts["prices"]["arms"])
+    if "bound" in facts["prices"]:
+        curves["bound on reuse"] = facts["prices"]["bound"]
+    for name, curve in curves.items():
+        prices.errorbar(sigmas, curve["nats"], [2 * e for e in curve["stderr"]], label=name)
+    prices.axvline(facts["sigma"], color="grey", linewidth=0.8)
+    prices.set(xscale="log", yscale="log", xlabel="noise level sigma", ylabel="nats an image")
+    prices.set(title=f"price of {facts['dim']} dimensions, above sigma", ylim=(1e-3, None))
+    shared = facts["shared_dimension"]
+    for role in ("source", "target"):
+        curve = shared[role]
+        steps = range(1, len(curve["nats"]) + 1)
+        sizes.errorbar(steps, curve["nats"], [2 * e for e in curve["stderr"]], label=role)
+    if shared["dim"]:
+        sizes.axvline(shared["dim"], color="grey", linewidth=0.8)
+    sizes.set(yscale="log", xlabel="leading directions of the mixture", ylim=(1e-3, None))
+    sizes.set(title=f"price at sigma {facts['sigma']:g}: both need {shared['dim']}")
+    for axis, corner in ((prices, "lower left"), (sizes, "upper right")):
+        axis.axhline(tolerance, color="grey", linestyle=":", label=f"tolerance {tolerance:g}")
+        axis.legend(loc=corner)
+    figure.savefig(path, dpi=110)

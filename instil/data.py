@@ -6,6 +6,8 @@
     mnist, mnist:test      torchvision's MNIST below $INSTIL_DATA
     mnist14                14x14, means of 2x2 pixels of four fifths of MNIST's test images;
                            mnist14:held-out is every fifth
+    cifar10, cifar10:test  a local copy below $INSTIL_DATA, cifar10*train.zip and cifar10*test.zip
+    cifar10:animals        its classes bird to horse; cifar10:vehicles is the rest
     photos/                a folder of images, its sub-folders as classes; photos.zip likewise
     photos.npz             arrays `images` (N, H, W[, C]) uint8 and, with classes, `labels` (N,)
 
@@ -93,14 +95,10 @@ def load(source: str) -> Images:
     if Path(source).exists():
         return _load_path(Path(source), source)
     name, *rest = source.split(":")
-    reader: Callable[[str, str], Images] | None = {
-        "digits": _digits,
-        "mnist": _mnist,
-        "mnist14": _mnist14,
-    }.get(name)
+    reader: Callable[[str, str], Images] | None = READERS.get(name)
     if reader is None and not Path(name).exists():
         raise InstilError(
-            f"{source}: no such file or folder, and not one of digits, mnist, mnist14; "
+            f"{source}: no such file or folder, and not one of {', '.join(READERS)}; "
             "expected a data set's name, a folder, a .zip or a .npz"
         )
     splits = SPLITS.get(name, ("all",))
@@ -109,13 +107,22 @@ def load(source: str) -> Images:
     if len(filters) > 1 or len(rest) - len(filters) > 1:
         raise InstilError(f"{source}: expected {name}[:split][:classes], splits are {splits}")
     images = reader(split, source) if reader else _load_path(Path(name), source)
-    return _filter(images, filters[0]) if filters else images
+    if not filters:
+        return images
+    return _filter(images, GROUPS.get(name, {}).get(filters[0], filters[0]))
 
 
 SPLITS = {
     "digits": ("train", "held-out", "all", "extractor"),
     "mnist": ("train", "test"),
     "mnist14": ("train", "held-out", "all", "extractor"),
+    "cifar10": ("train", "test"),
+}
+GROUPS = {
+    "cifar10": {
+        "animals": "bird,cat,deer,dog,frog,horse",
+        "vehicles": "airplane,automobile,ship,truck",
+    }
 }
 
 
@@ -142,8 +149,9 @@ def _digits(split: str, source: str) -> Images:
 def _mnist(split: str, source: str) -> Images:
     root = Path(os.environ.get("INSTIL_DATA", "data"))
     stem = "train" if split == "train" else "t10k"
-    files = [root / "MNIST" / "raw" / f"{stem}-{kind}-ubyte.gz" for kind in KINDS]
-    if not all(file.exists() for file in files):
+    names = [f"{stem}-{kind}-ubyte.gz" for kind in KINDS]
+    files = _one_or_two_below(root, names)
+    if files is None:
         from torchvision.datasets import MNIST
 
         try:
@@ -153,6 +161,7 @@ def _mnist(split: str, source: str) -> Images:
                 f"{source}: not below {root} and not downloaded ({' '.join(str(error).split())}); "
                 "set INSTIL_DATA to the folder that holds MNIST/raw"
             ) from None
+        files = [root / "MNIST" / "raw" / name for name in names]
     # idx format: a header of 16 bytes before the images, of 8 before the labels
     pixels, labels = (
         np.frombuffer(gzip.decompress(file.read_bytes()), np.uint8, offset=header)
@@ -173,6 +182,29 @@ def _mnist14(split: str, source: str) -> Images:
     keep = {"all": fifth < 5, "train": fifth < 4, "held-out": fifth == 4, "extractor": fifth < 2}
     small = torch.nn.functional.avg_pool2d(images.pixels.float(), 2).round().to(torch.uint8)
     return replace(images, pixels=small).select(keep[split].nonzero()[:, 0])
+
+
+def _one_or_two_below(root: Path, names: list[str]) -> list[Path] | None:
+    """The files of these names in one folder, `MNIST/raw` or such, one or two levels down."""
+    for first in (*root.glob(f"*/*/{names[0]}"), *root.glob(f"*/{names[0]}")):
+        found = [first.with_name(name) for name in names]
+        if all(file.exists() for file in found):
+            return found
+    return None
+
+
+def _cifar10(split: str, source: str) -> Images:
+    root = Path(os.environ.get("INSTIL_DATA", "data"))
+    found = sorted(root.glob(f"cifar10*{split}.zip"))
+    if not found:
+        raise InstilError(
+            f"{source}: no cifar10*{split}.zip below {root}; make one of class folders with images "
+            "and set INSTIL_DATA to the folder that holds it"
+        )
+    return _load_path(found[0], source)
+
+
+READERS = {"digits": _digits, "mnist": _mnist, "mnist14": _mnist14, "cifar10": _cifar10}
 
 
 def _load_path(path: Path, source: str) -> Images:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
@@ -20,6 +20,8 @@ from torch import Tensor
 
 from instil import __version__
 from instil.checkpoint import write_text
+
+P = TypeVar("P")
 
 
 def new_folder(root: Path, name: str) -> Path:
@@ -125,6 +127,13 @@ class Monitor:
 def note(text: str) -> None:
     """One plain line to stderr: progress and remarks, never results."""
     print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def track(parts: Sequence[P], label: str | None) -> Iterator[P]:
+    """Go through `parts` with a bar on stderr, on a terminal and where there is a label."""
+    silent = label is None or not sys.stderr.isatty()
+    with Progress(console=Console(stderr=True), disable=silent) as bar:
+        yield from bar.track(parts, description=label or "")
 
 
 def show(title: str, rows: Sequence[Mapping[str, str]]) -> None:

@@ -117,14 +117,86 @@ def mixture(weights: Tensor, means: Tensor, covariances: Tensor, **sigmas: float
     return Mixture(weights, means, variances.clamp(min=0), directions, tail, **sigmas)
 
 
-def empirical(samples: Tensor, **sigmas: float) -> Mixture:
-    """The exact denoiser of the uniform law on samples (N, *shape): memorisation itself."""
+def empirical(samples: Tensor, bandwidth: float = 0.0, **sigmas: float) -> Mixture:
+    """The exact denoiser of the uniform law on samples (N, *shape): memorisation itself.
+
+    With a `bandwidth`, each sample is smeared by Gaussian noise of that width: a kernel density.
+    """
     count, size = len(samples), samples[0].numel()
     return Mixture(
         samples.new_ones(count),
         samples,
         samples.new_zeros(count, 0),
         samples.new_zeros(count, size, 0),
-        samples.new_zeros(count),
+        samples.new_full((count,), bandwidth**2),
+        **sigmas,
+    )
+
+
+DENSE = 1024  # features up to which a covariance is formed and diagonalised as it is
+
+
+def principal_axes(rows: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Leading eigenvalues and eigenvectors of rows' rows.
+
+    Args:
+        rows: (N, d), on the CPU. Up to d = 1024 in float64, all d of them; above, the d by d
+            matrix is never formed.
+        rank: How many, above d = 1024.
+
+    Returns:
+        (r,) falling and (d, r) orthonormal, float64.
+
+    Source:
+        Randomised SVD: Halko, Martinsson and Tropp 2011, arXiv 0909.4061.
+    """
+    if rows.shape[1] <= DENSE:
+        rows = rows.double()
+        values, vectors = torch.linalg.eigh(rows.mT @ rows)
+        return values.clamp(min=0).flip(0), vectors.flip(1)
+    from sklearn.utils.extmath import randomized_svd  # half a second to import
+
+    rank = min(rank, len(rows) - 1)
+    _, scales, axes = randomized_svd(rows.numpy(), rank, random_state=0)
+    return torch.from_numpy(scales).double() ** 2, torch.from_numpy(axes).double().mT
+
+
+def fit_gaussian(samples: Tensor, rank: int = 1024, **sigmas: float) -> Mixture:
+    """The Gaussian fitted to samples: the linear denoiser of least loss, made to generalise.
+
+    Its covariance is (1 - a) S + a tr(S)/d I, S that of the samples: few samples must not claim
+    that some direction holds nothing at all. Above d = 1024, S is `rank` leading directions by
+    randomised SVD and an isotropic tail of the same trace; no d by d matrix is made.
+
+    Args:
+        samples: (N, *shape), at least two, on the CPU.
+        rank: Directions kept where d is above 1024.
+        sigmas: `sigma_min`, `sigma_max` of `Mixture`.
+
+    Returns:
+        A mixture of one component, float64, its directions falling in variance.
+
+    Source:
+        a: Chen, Wiesel, Eldar and Hero 2010, arXiv 0907.4698, eq. 23 (OAS), for large d.
+    """
+    flat, count = samples.flatten(1), len(samples)
+    size = flat.shape[1]
+    mean = flat.double().mean(0) if size <= DENSE else flat.mean(0)
+    centred = (flat - mean) / math.sqrt(count)
+    variances, directions = principal_axes(centred, rank)
+    rest = size - len(variances)
+    total = centred.square().sum(dtype=torch.float64)
+    tail = (total - variances.sum()).clamp(min=0) / rest if rest else variances.new_zeros(())
+    trace = variances.sum() + rest * tail
+    square = (variances**2).sum() + rest * tail**2
+    spread = (count + 1) * (square - trace**2 / size)
+    share = ((square + trace**2) / spread.clamp(min=1e-300)).clamp(max=1)
+    level = share * trace / size
+    return Mixture(
+        torch.ones(1, dtype=torch.float64),
+        mean.double().view(1, *samples.shape[1:]),
+        ((1 - share) * variances + level)[None],
+        directions[None],
+        ((1 - share) * tail + level)[None],
         **sigmas,
     )

@@ -1,6 +1,7 @@
 """Images by description."""
 
 import zipfile
+from io import BytesIO
 
 import numpy as np
 import pytest
@@ -133,17 +134,34 @@ def test_arrays_that_are_no_images(tmp_path, arrays, message):
 
 
 def test_mnist_below_the_data_root(data_root, tmp_path, monkeypatch):
-    raw = tmp_path / "MNIST" / "raw"
-    raw.mkdir(parents=True)
-    for file in (data_root / "mnist-t10k").iterdir():
-        (raw / file.name).symlink_to(file)
-    monkeypatch.setenv("INSTIL_DATA", str(tmp_path))
-    images = data.load("mnist:test:5-9")
-    assert images.shape == (1, 28, 28)
-    assert len(images) == 4861  # a fact about MNIST's test set
+    (tmp_path / "MNIST").mkdir()
+    (tmp_path / "MNIST" / "raw").symlink_to(data_root / "mnist-t10k")
+    for root in (tmp_path, data_root):
+        monkeypatch.setenv("INSTIL_DATA", str(root))
+        images = data.load("mnist:test:5-9")
+        assert images.shape == (1, 28, 28)
+        assert len(images) == 4861  # a fact about MNIST's test set
     parts = [data.load(f"mnist14:{name}") for name in ("train", "held-out", "all")]
     assert [len(part) for part in parts] == [8000, 2000, 10_000]
     whole = data.load("mnist:test").pixels
     corner = whole[4, 0, 10:12, 12:14].double().mean()  # row 4 is the first held out
     assert abs(parts[1].pixels[0, 0, 5, 6] - corner) <= 0.5
     assert parts[1].labels[1] == data.load("mnist:test").labels[9]
+
+
+def test_cifar10_below_the_data_root(tmp_path, monkeypatch):
+    living = ["bird", "cat", "deer", "dog", "frog", "horse"]
+    classes = ["airplane", "automobile", *living, "ship", "truck"]
+    with zipfile.ZipFile(tmp_path / "cifar10-test.zip", "w") as archive:
+        for number, name in enumerate(classes):
+            image = BytesIO()
+            Image.new("RGB", (4, 4), (number, 0, 0)).save(image, "png")
+            archive.writestr(f"test/{name}/0.png", image.getvalue())
+    monkeypatch.setenv("INSTIL_DATA", str(tmp_path))
+    vehicles = data.load("cifar10:test:vehicles")
+    assert vehicles.classes == ("airplane", "automobile", "ship", "truck")
+    assert vehicles.pixels[:, 0, 0, 0].tolist() == [0, 1, 8, 9]
+    assert data.load("cifar10:test:animals").pixels[:, 0, 0, 0].tolist() == list(range(2, 8))
+    assert data.load("cifar10:test:cat,truck").classes == ("cat", "truck")
+    with pytest.raises(InstilError, match=r"no cifar10\*train\.zip below"):
+        data.load("cifar10")

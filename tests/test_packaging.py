@@ -72,11 +72,11 @@ def test_the_changelog_begins_with_this_version():
     assert headings[0] == instil.__version__
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/latents.md"])
 def test_files_the_documents_name_exist(name):
     text = (ROOT / name).read_text()
     for target in re.findall(r"\]\(([^)#:]+)\)", text):
-        assert (ROOT / target).exists(), target
+        assert ((ROOT / name).parent / target).exists(), target
 
 
 @pytest.mark.slow

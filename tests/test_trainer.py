@@ -111,18 +111,24 @@ def flat(module):
     return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
 
 
+COMPILED = {"compile": True}
+
+
 @pytest.mark.parametrize(
-    "keys",
+    ("divergence", "keys"),
     [
-        {"channels_last": True},
-        pytest.param({"compile": True}, marks=pytest.mark.slow),
-        pytest.param({"compile": True, "precision": "bf16"}, marks=pytest.mark.slow),
+        ("ikl", {"channels_last": True}),
+        ("sid", {"channels_last": True}),
+        pytest.param("ikl", COMPILED | {"precision": "bf16"}, marks=pytest.mark.slow),
+        pytest.param("sid", COMPILED, marks=pytest.mark.slow),
     ],
     ids=str,
 )
-@pytest.mark.parametrize("divergence", ["ikl", "sid"])
 def test_keys_for_speed_leave_the_update_as_it_is(setting, divergence, keys):
     instructor = setting[0]
+    with torch.no_grad():  # a gap well above rounding, which Adam would blow up
+        for parameter in setting[2].parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
     found = []
     for settings in ({}, keys):
         student, fake, mine = (copy.deepcopy(module) for module in (*setting[1:], instructor))

@@ -15,6 +15,8 @@ from benchmarks.theory.experiment import Experiment
 from instil.errors import InstilError, command
 from instil.report import environment, show, write_json
 
+RESULTS = Path(__file__).parents[1] / "results"
+
 
 def experiments() -> dict[str, Experiment]:
     """All of them by number: the `EXPERIMENTS` of the modules beside this one."""
@@ -39,8 +41,14 @@ def main(argv: list[str] | None = None) -> int:
         raise InstilError(f"--scale {arguments.scale:g}: expected more than 0 and at most 1.")
     known = experiments()
     if arguments.list or not arguments.experiments:
+        reported = "".join(path.read_text(encoding="utf-8") for path in RESULTS.glob("*.md"))
         rows = [
-            {"number": name, "claim": each.claim, "minutes": f"{each.minutes:g}"}
+            {
+                "number": name,
+                "claim": each.claim,
+                "minutes": f"{each.minutes:g}",
+                "reported": "run" if f"## {name}" in reported else "not run",
+            }
             for name, each in known.items()
         ]
         show("Experiments", rows)
