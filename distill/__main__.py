@@ -73,8 +73,8 @@ def _dry_run(recipe: Recipe, json: str | None) -> int:
 
     accelerator = Accelerator()
     instructor = prepared(recipe, accelerator.device)
-    build(recipe, instructor)
-    facts = plan(recipe, instructor, accelerator.num_processes)
+    student = build(recipe, instructor).student
+    facts = plan(recipe, instructor, student, accelerator.num_processes)
     show(f"{recipe.name}: nothing was run", [{"what": k, "value": v} for k, v in facts.items()])
     if json:
         write_json(Path(json), facts)

@@ -2,7 +2,14 @@
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
 
 from distill.divergences import Divergences, SiD
 from eval.protocol import Protocol
@@ -10,6 +17,7 @@ from instil.config import Config, by_kind
 from instil.levels import KarrasUniform, Levels
 from instil.optimizer import Adam
 from instructors.conditioning import Blending, Conditioning
+from students.source import Source
 
 
 class OneStep(Config):
@@ -26,6 +34,28 @@ class OneStep(Config):
     init: str | None = None
 
 
+class FewStep(Config):
+    """A copy of the instructor, read a few times with fresh noise in between.
+
+    Attributes:
+        sigmas: The noise levels it is read at, falling.
+    """
+
+    kind: Literal["few_step"] = "few_step"
+    sigmas: Annotated[tuple[PositiveFloat, ...], Field(min_length=1, strict=False)] = (2.5, 0.6)
+
+
+class Generator(Source):
+    """A generator somebody already has, to be refined."""
+
+    kind: Literal["gan"] = "gan"
+
+
+Students = Annotated[
+    Annotated[OneStep | FewStep | Generator, Field(discriminator="kind")], BeforeValidator(by_kind)
+]
+
+
 class FakeScore(Config):
     """The fake score and its training.
 
@@ -37,6 +67,9 @@ class FakeScore(Config):
         guidance: Scale of classifier-free guidance on the fake in the divergence, 1 for none.
         drop: With guidance, the fraction of its training under the null condition.
         optimizer: Of the fake score.
+        warmup: Updates on the student's samples before its first update. A student that does not
+            start as the instructor needs them: until the fake score knows its law, the gap to the
+            instructor says nothing about it.
         init: Weights to start from instead of the instructor's, as `student.init`.
     """
 
@@ -45,6 +78,7 @@ class FakeScore(Config):
     guidance: NonNegativeFloat = 1.0
     drop: Annotated[float, Field(ge=0, le=1)] = 0.1
     optimizer: Adam = Adam()
+    warmup: NonNegativeInt = 0
     init: str | None = None
 
     @property
@@ -121,7 +155,7 @@ class Recipe(Method):
     side: PositiveInt | None = None
     conditioning: Conditioning = Conditioning()
     blend: Blending | None = None
-    student: Annotated[OneStep, BeforeValidator(by_kind)] = OneStep()
+    student: Students = OneStep()
     evaluation: Protocol = Protocol()
     output: str = "runs"
     log_every: PositiveInt = 50

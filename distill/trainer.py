@@ -111,8 +111,9 @@ def train(
 ) -> Iterator[Report]:
     """Alternate updates of student and fake until `method.train.steps`.
 
-    Each update: joint passes over the micro-batches, then both optimizers, then the fake's further
-    updates on the same samples, then the averages. It yields when `state` may be saved.
+    First the fake score warms up. Each update: joint passes over the micro-batches, then both
+    optimizers, then the fake's further updates on the same samples, then the averages. It yields
+    when `state` may be saved.
 
     Args:
         state: Changed in place.
@@ -126,6 +127,9 @@ def train(
     """
     prior = (prior or labels(state.student.classes)).to(accelerator.device)
     loop = _Loop(state, instructor, method, accelerator, prior)
+    if state.step == 0:
+        for number in range(method.fake.warmup):
+            loop.warm(number)
     while state.step < method.train.steps:
         yield loop.update()
 
@@ -156,6 +160,19 @@ class _Loop:
         self.judge = state.fake if guidance == 1 else Guided(state.fake, guidance)
         self.batch = micro_batch(method, accelerator.num_processes)
 
+    def warm(self, number: int) -> None:
+        """Update `number` of the fake score's warm-up: samples of the student as it starts."""
+        count, levels = self.method.train.accumulation, self.method.fake.levels
+        for part in range(count):
+            draws = self._draws(part, step=-1 - number)
+            condition = self.prior.draw(draws)
+            with torch.no_grad(), self.accelerator.autocast():
+                sample = self.state.student(self.state.student.prior(draws), condition)
+            with self._no_sync(part < count - 1):
+                batch = _Batch(draws, sample, condition)
+                self._fake_pass(batch, levels or self.method.levels, "warmup")
+        self._update_fake(number - self.method.fake.warmup)
+
     def update(self) -> Report:
         state, method, step = self.state, self.method, self.state.step
         count = method.train.accumulation
@@ -167,13 +184,12 @@ class _Loop:
             losses.append(loss)
         steps = method.train.steps
         student_norm = method.optimizer.update(state.student_optimizer, step, steps)
-        fake_norm = method.fake.optimizer.update(state.fake_optimizer, step, steps)
+        fake_norm = self._update_fake(step)
         for again in range(1, method.fake.updates):
             for number, batch in enumerate(batches):
                 with self._no_sync(number < count - 1):
                     self._fake_pass(batch, method.fake.levels or method.levels, f"fake-{again}")
-            further = method.fake.optimizer.update(state.fake_optimizer, step, steps)
-            fake_norm = torch.maximum(fake_norm, further)
+            fake_norm = torch.maximum(fake_norm, self._update_fake(step))
         state.step += 1
         for average in state.averages:
             average.update(state.student, state.step * method.train.batch, method.train.batch)
@@ -224,12 +240,19 @@ class _Loop:
         self.accelerator.backward(loss / self.method.train.accumulation)
         return loss.detach()
 
-    def _draws(self, number: int) -> Draws:
-        """The random numbers of this process's micro-batch `number`."""
+    def _update_fake(self, step: int) -> Tensor:
+        """Step the fake's optimizer; its schedule counts the warm-up, `step` < 0, as well."""
+        method, before = self.method, self.method.fake.warmup
+        return method.fake.optimizer.update(
+            self.state.fake_optimizer, before + step, before + method.train.steps
+        )
+
+    def _draws(self, number: int, step: int | None = None) -> Draws:
+        """The random numbers of this process's micro-batch `number`; of this update if None."""
         block = self.accelerator.process_index * self.method.train.accumulation + number
         return Draws.of_range(
             self.method.train.seed,
-            self.state.step,
+            self.state.step if step is None else step,
             block * self.batch,
             self.batch,
             self.accelerator.device,

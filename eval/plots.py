@@ -12,7 +12,7 @@ def run_curves(records: Sequence[Mapping[str, Any]], report: Mapping[str, Any], 
 
     Args:
         records: Of `metrics.jsonl`: losses, or under `fd` a mapping of averages to distances.
-        report: The final report; its instructor's quick distance is drawn as a line.
+        report: The final report; its instructor's quick distance, if known, is drawn as a line.
         path: The PNG to write.
     """
     losses = [record for record in records if "fd" not in record]
@@ -32,7 +32,8 @@ def run_curves(records: Sequence[Mapping[str, Any]], report: Mapping[str, Any], 
         for name in distances[-1]["fd"]:
             steps, values = [r["step"] for r in distances], [r["fd"][name] for r in distances]
             axes[2].plot(steps, values, marker=".", label=f"average over {name} images")
-        axes[2].axhline(report["instructor"]["quick"], color="grey", label="instructor")
+        if "quick" in report["instructor"]:
+            axes[2].axhline(report["instructor"]["quick"], color="grey", label="instructor")
         axes[2].set(xlabel="student updates", title=report["fd_name"], yscale="log")
         axes[2].legend()
     figure.savefig(path, dpi=110)

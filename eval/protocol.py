@@ -1,6 +1,6 @@
 """How samples are judged, as a recipe section; `eval.yardstick` carries it out."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
@@ -23,6 +23,10 @@ class Protocol(Config):
         quick_samples: Images of a quick measurement, from seeds that are never reported. The
             average that is shipped is chosen on them.
         clip: A CLIP model, for text models: a folder or hub id. Scored on `quick_samples` images.
+        quick_reference: What they are compared with: the reference, or samples of the instructor,
+            so that no image chooses what is shipped.
+        patience: Quick measurements in a row without a new least distance after which a run stops;
+            it ships the weights of the least, the start's included. None runs to the end.
         batch: Images generated at once.
     """
 
@@ -36,4 +40,6 @@ class Protocol(Config):
     every: PositiveInt | None = None
     quick_samples: Annotated[int, Field(ge=2)] = 2_000
     clip: str | None = None
+    quick_reference: Literal["reference", "instructor"] = "reference"
+    patience: PositiveInt | None = None
     batch: PositiveInt = 250

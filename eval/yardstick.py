@@ -45,7 +45,10 @@ class Yardstick:
         weights = Path(protocol.weights) if protocol.weights else None
         self.protocol, self.instructor, self.device = protocol, instructor, device
         self.extractor = features.load(protocol.extractor, weights, device.type)
-        self.reference = self._reference()
+        self.reference = self._reference(protocol.reference, protocol.samples)
+        self.quick_reference = self.reference
+        if protocol.quick_reference == "instructor":
+            self.quick_reference = self._reference("instructor", protocol.quick_samples)
         self.held_out = self._held_out()
 
     @property
@@ -77,7 +80,7 @@ class Yardstick:
     def quick(self, sampler: Sampler) -> float:
         """The distance alone, on few samples of seeds that are never reported."""
         pixels = self._generate(sampler, QUICK_SEEDS, self.protocol.quick_samples)
-        return metrics.distance(pixels, self.reference)
+        return metrics.distance(pixels, self.quick_reference)
 
     def floor(self) -> dict[str, Any]:
         """What images of the reference's own law score: `floor` and `floor_n`, None if unknown."""
@@ -87,13 +90,19 @@ class Yardstick:
         return {"floor": distance, "floor_n": len(self.held_out)}
 
     def instructor_figures(self, record: bool = False) -> dict[str, Any]:
-        """`score` of the instructor's own sampler, and its `quick` distance under that name.
+        """`score` of the instructor's own sampler; its `quick` distance, if to the reference, too.
 
         Computed once per weights and protocol.
 
         Args:
             record: Keep it in the instructor's folder, not in the user's cache.
         """
+        figures = self._figures(record)
+        if self.quick_reference is not self.reference:  # the kept one is against the reference
+            figures = {key: value for key, value in figures.items() if key != "quick"}
+        return figures
+
+    def _figures(self, record: bool) -> dict[str, Any]:
         key = self._key("figures")
         shipped = self.instructor.card.folder / FIGURES
         cache = shipped if record else cache_folder() / FIGURES
@@ -101,8 +110,9 @@ class Yardstick:
             if key in known:
                 return known[key]["figures"]
         steps = self.protocol.instructor_steps
-        sampler = self.sampler()
-        figures = self.score(sampler) | {"quick": self.quick(sampler)}
+        pixels = self._generate(self.sampler(), QUICK_SEEDS, self.protocol.quick_samples)
+        quick = metrics.distance(pixels, self.reference)
+        figures = self.score(self.sampler()) | {"quick": quick}
         cache.parent.mkdir(parents=True, exist_ok=True)
         nfe = (2 * steps - 1) * self.instructor.denoiser.evaluations
         about = {"protocol": self.describe(), "nfe": nfe, "environment": environment()}
@@ -129,10 +139,9 @@ class Yardstick:
             f"against {self.reference.name}"
         )
 
-    def _reference(self) -> metrics.Reference:
-        source = self.protocol.reference
+    def _reference(self, source: str, samples: int) -> metrics.Reference:
         if source == "instructor":
-            pixels = self._instructor_samples(REFERENCE_SEEDS)
+            pixels = self._instructor_samples(REFERENCE_SEEDS, samples)
             name = f"samples of {self.instructor.card.source}"
             return metrics.reference_of(data.Images(pixels, None, (), name), self.extractor)
         reference = metrics.load_reference(source, self.extractor)
@@ -149,15 +158,15 @@ class Yardstick:
         if self.protocol.held_out is not None:
             return data.load(self.protocol.held_out).pixels
         if self.protocol.reference == "instructor":
-            return self._instructor_samples(FLOOR_SEEDS)
+            return self._instructor_samples(FLOOR_SEEDS, self.protocol.samples)
         return None
 
-    def _instructor_samples(self, start: int) -> Tensor:
-        """A protocol's worth of the instructor's samples, cached."""
-        path = cache_folder() / f"samples-{self._key(f'samples {start}')}.npz"
+    def _instructor_samples(self, start: int, count: int) -> Tensor:
+        """Samples of the instructor, cached."""
+        path = cache_folder() / f"samples-{self._key(f'samples {start} {count}')}.npz"
         if path.exists():
             return data.load(str(path)).pixels
-        pixels = self._generate(self.sampler(), start, self.protocol.samples)
+        pixels = self._generate(self.sampler(), start, count)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}")
         np.savez(partial, images=pixels.permute(0, 2, 3, 1).numpy())

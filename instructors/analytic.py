@@ -55,9 +55,10 @@ class Mixture(Denoiser):
         )
         rest = apart.shape[-1] - along.shape[-1]
         total = self.variances + s[..., None]
-        square = (along**2 / total).sum(-1)
-        square = square + ((apart**2).sum(-1) - (along**2).sum(-1)) / (self.tail + s)
-        volume = total.log().sum(-1) + rest * (self.tail + s).log()
+        square, volume = (along**2 / total).sum(-1), total.log().sum(-1)
+        if rest:  # else 0 / s, of which rounding would make anything as s goes to 0
+            square = square + ((apart**2).sum(-1) - (along**2).sum(-1)) / (self.tail + s)
+            volume = volume + rest * (self.tail + s).log()
         constant = apart.shape[-1] * math.log(2 * math.pi)
         return self.log_weights - 0.5 * (square + volume + constant), denoised
 

@@ -1,17 +1,14 @@
-"""A one-step student as a folder that plain diffusers loads and samples in one step.
-
-Where diffusers lacks the network or what stands around it, the folder is of the same layout and
-`instructors.load` reads it.
-"""
+"""A student as a folder with a card, in plain diffusers' layout where one exists, else in ours."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
 from instil.errors import InstilError
+from instil.report import write_json
 from instructors.denoiser import Denoiser
 from instructors.discrete import DiscreteVP
 from instructors.exploding import ScoreVE
@@ -19,7 +16,10 @@ from instructors.families import FAMILIES
 from instructors.flow import Flow
 from instructors.folder import appearing, is_ours, save
 from instructors.karras import Karras
+from students.few_step import FewStep
+from students.gan import GAN
 from students.one_step import OneStep
+from students.pretrained import Pretrained
 from students.student import Student
 
 USAGE = """\
@@ -31,56 +31,68 @@ images = pipeline({arguments}num_inference_steps=1{further}).images
 """
 # Diffusers has no class for this student.
 OWN_USAGE = """\
-import torch
-from instructors.denoiser import class_labels
-from instructors.load import load
-from students.one_step import OneStep
+from students.load import load
+from students.source import Source
 
-student = OneStep(load("{folder}").denoiser, {sigma})
-labels = class_labels(student.classes, torch.arange(16))
-images = student((torch.randn(16, *student.shape),), labels)
+student = load(Source(weights="{folder}"{factory}))
+images = student.sample(seeds=range(16))
 """
+LEVELS = "student.json"  # the noise levels a denoiser is read at, as `students.load` reads them
 
 
 def export(
     student: Student, folder: Path, card: Mapping[str, Any], pipeline: Path | None = None
 ) -> None:
-    """Write a pipeline with a model card; an existing folder is replaced as a whole.
+    """Write a student with a model card; an existing folder is replaced as a whole.
 
     Args:
         student: On the CPU or not; written as it is.
         folder: Where to.
-        card: `instructor`, `licence`, `recipe` (YAML), `figures` ({name: text}).
+        card: `instructor`, `licence`, `recipe` (YAML), `figures` ({name: text}), and of a refined
+            generator `start`: what it was.
         pipeline: The instructor's folder: autoencoder and text encoders are taken from it.
 
     Raises:
         InstilError: The student's network has no layout.
     """
-    if isinstance(student, OneStep) and is_ours(student.denoiser):
-        with appearing(folder) as partial:
-            save(partial, student.denoiser)
-            _card(student, folder, card).save(partial / "README.md")
-        return
-    network = getattr(student.denoiser, "network", None) if isinstance(student, OneStep) else None
+    write = _writer(student, pipeline)
+    with appearing(folder) as partial:
+        write(partial)
+        _card(student, folder, card).save(partial / "README.md")
+        if levels := _levels(student):
+            write_json(partial / LEVELS, {"sigmas": levels})
+
+
+def _writer(student: Student, pipeline: Path | None) -> Callable[[Path], Any]:
+    """What writes the weights: the student itself, or the pipeline that is one."""
+    if isinstance(student, Pretrained):
+        return student.save_pretrained
+    denoiser = student.denoiser if isinstance(student, OneStep | FewStep) else None
+    if denoiser is not None and is_ours(denoiser):
+        return lambda folder: save(folder, denoiser)
+    network: Any = getattr(denoiser, "network", None)
     family = FAMILIES.get(type(network).__name__)
-    if not isinstance(student, OneStep) or family is None:
+    if denoiser is None or family is None:
         raise InstilError(
             f"export: no plain diffusers layout for a {type(student).__name__} student "
             f"with a {type(network).__name__} network"
         )
-    if isinstance(student.denoiser, Flow) and not family.latent:
+    if isinstance(denoiser, Flow) and not family.latent:
         raise InstilError(
             f"export: no plain diffusers layout for a flow student with a "
             f"{type(network).__name__} network"
         )
-    scheduler = _scheduler(network, student.denoiser, student.sigma)
+    scheduler = _scheduler(network, denoiser, _levels(student)[0])
     if family.latent:
-        layout = _of_instructor(network, scheduler, pipeline)
-    else:
-        layout = _of_network(network, scheduler, bool(student.classes))
-    with appearing(folder) as partial:
-        layout.save_pretrained(partial)
-        _card(student, folder, card).save(partial / "README.md")
+        return _of_instructor(network, scheduler, pipeline).save_pretrained
+    return _of_network(network, scheduler, bool(student.classes)).save_pretrained
+
+
+def _levels(student: Student) -> tuple[float, ...]:
+    """The noise levels a student's denoiser is read at; none if it has no denoiser."""
+    if isinstance(student, OneStep):
+        return (student.sigma,)
+    return student.sigmas if isinstance(student, FewStep) else ()
 
 
 def _scheduler(network: Any, denoiser: Denoiser, sigma: float) -> Any:
@@ -197,28 +209,36 @@ def _arguments(student: OneStep) -> dict[str, str]:
     return {"arguments": "batch_size=16, ", "further": labels}
 
 
-def _card(student: OneStep, folder: Path, card: Mapping[str, Any]) -> ModelCard:
-    ours = is_ours(student.denoiser)
+def _card(student: Student, folder: Path, card: Mapping[str, Any]) -> ModelCard:
+    plain = isinstance(student, OneStep) and not is_ours(student.denoiser)
     metadata = ModelCardData(
         license=card["licence"] if card["licence"] != "unknown" else None,
-        library_name="instil" if ours else "diffusers",
-        tags=["one-step", "distillation", "data-free"],
+        library_name="diffusers" if plain else "instil",
+        tags=["one-step" if student.nfe == 1 else "few-step", "distillation", "data-free"],
     )
-    if ours:
-        usage = OWN_USAGE.format(folder=folder.name, sigma=student.sigma)
-    else:
+    if isinstance(student, OneStep) and plain:
         usage = USAGE.format(folder=folder.name, **_arguments(student))
+    else:
+        factory = f', factory="{student.factory}"' if isinstance(student, GAN) else ""
+        usage = OWN_USAGE.format(folder=folder.name, factory=factory)
+    origin = "Distilled"
+    if "start" in card:
+        origin = f"`{card['start']}` (its licence holds as well) refined"
+    levels = ", ".join(f"{sigma:g}" for sigma in _levels(student))
+    steps = f"at sigma {levels}" if levels else "per image"
+    if isinstance(student, FewStep):
+        steps += "; plain diffusers loads it as well and takes the first of them alone"
     figures = "\n".join(f"| {name} | {value} |" for name, value in card["figures"].items())
     return ModelCard(
         f"""---
 {metadata.to_yaml()}
 ---
 
-# {folder.resolve().parent.name}: a one-step generator
+# {folder.resolve().parent.name}: a {"one" if student.nfe == 1 else student.nfe}-step generator
 
-Distilled without data from `{card["instructor"]}` by Diff-Instruct (arXiv 2305.18455); one network
-evaluation at sigma {student.sigma:g}. Licence of the instructor, and so of this model:
-{card["licence"]}.
+{origin} without data from `{card["instructor"]}` by Diff-Instruct (arXiv 2305.18455);
+{student.nfe} network evaluation{"s" * (student.nfe > 1)} {steps}. Licence of the instructor, and so
+of this model: {card["licence"]}.
 
 ```python
 {usage}```

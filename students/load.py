@@ -1,0 +1,300 @@
+"""`load(source)`: weights somebody has become a `Student`; `check` holds it to its instructor."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from fnmatch import fnmatch
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import instructors.load
+from instil.checkpoint import read_tensors
+from instil.draws import Draws
+from instil.errors import InstilError
+from instil.shapes import expand
+from instructors import pickles
+from instructors.denoiser import UNCONDITIONAL, Condition, Denoiser, class_labels
+from students.coupling_flow import CouplingFlow
+from students.export import LEVELS
+from students.few_step import FewStep
+from students.gan import GAN, make
+from students.one_step import OneStep
+from students.pretrained import CONFIG, Pretrained, load_weights, match
+from students.source import Source
+from students.student import Student
+from students.stylegan2 import StyleGAN2
+
+ZOO = Path(str(files("students") / "zoo"))
+KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (StyleGAN2, CouplingFlow, GAN)}
+PROBES = 64
+CLASS_SIGMA = 1.0  # of images in [-1, 1]: much of their shape is gone, so a label helps
+
+
+def zoo() -> list[str]:
+    """Names of the embedded students."""
+    return sorted(path.parent.name for path in ZOO.glob(f"*/{CONFIG}"))
+
+
+def load(source: Source) -> Student:
+    """Load a generator, all of its weights or an error, in eval mode.
+
+    Raises:
+        InstilError: Nothing there, the file or its weights are not this generator's, a value is not
+            finite, or the factory cannot make it.
+    """
+    path = _locate(source)
+    if path.is_dir():
+        return _load_folder(path, source.factory)
+    student, tensors = read(source, path)
+    module = core(student)
+    load_weights(module, fitted(tensors, module, source), source.weights)
+    return student.eval()
+
+
+def read(source: Source, path: Path) -> tuple[Student, dict[str, Tensor]]:
+    """A generator with its initial weights, and the tensors of the file that should replace them.
+
+    Raises:
+        InstilError: As in `load`, but for names and shapes, which are not compared.
+    """
+    if path.suffix == ".pkl" and source.factory is None:
+        node = generator_node(path, source.key)
+        return StyleGAN2.from_original(pickles.arguments(node)), pickles.state_dict(node)
+    tensors = read_file(path, source.key)
+    if source.factory is None:
+        raise InstilError(
+            f"{source.weights}: holds tensors alone; give factory=package.module:callable, which "
+            "makes the network they are of"
+        )
+    made = make(source.factory, source.arguments)
+    if isinstance(made, Student):
+        return made, tensors
+    settings = source.model_dump(include={"factory", "arguments", "latent", "classes", "labels"})
+    return GAN(**settings, range=source.range), tensors
+
+
+def inspect(source: Source) -> dict[str, Any]:
+    """What a file holds beside what its generator expects; nothing needs to fit.
+
+    Returns:
+        `kind`, `shape`, `classes`, `latent` and `parameters` of the generator, and the names of
+        `match`; of a file of tensors without a factory, `tensors` alone: name and shape of each.
+
+    Raises:
+        InstilError: The file cannot be read, or the generator cannot be made.
+    """
+    path = _locate(source)
+    if path.is_dir():
+        student = _load_folder(path, source.factory)
+        tensors = core(student).state_dict()
+    elif source.factory is None and path.suffix != ".pkl":
+        tensors = read_file(path, source.key)
+        return {"tensors": [f"{name} {tuple(value.shape)}" for name, value in tensors.items()]}
+    else:
+        student, tensors = read(source, path)
+    student.eval()
+    module = core(student)
+    found = match(fitted(tensors, module, source), module.state_dict())
+    latent = student.prior(Draws.of_range(0, 0, 0, 1))
+    return {
+        "kind": type(student).__name__,
+        "shape": str(student.shape),
+        "classes": student.classes,
+        "latent": " + ".join(str(tuple(part.shape[1:])) for part in latent),
+        "parameters": sum(p.numel() for p in student.parameters()),
+        **asdict(found),
+    }
+
+
+def core(student: Student) -> nn.Module:
+    """The module whose names a user's file has."""
+    return student.core() if isinstance(student, Pretrained) else student
+
+
+def read_file(path: Path, key: str | None) -> dict[str, Tensor]:
+    """The tensors of a weight file, by name; nothing in it is run.
+
+    Raises:
+        InstilError: There is none, it is of no known kind, or holds other things than tensors.
+    """
+    if path.suffix == ".safetensors":
+        return read_tensors(path)
+    if path.suffix == ".pkl":
+        return pickles.state_dict(generator_node(path, key))
+    if path.suffix not in (".pt", ".pth", ".bin"):
+        raise InstilError(
+            f"{path}: expected a folder, a .safetensors, .pt, .pth, .bin or .pkl file, or an "
+            f"embedded name ({', '.join(zoo())})"
+        )
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise InstilError(f"{path}: cannot be read ({error.strerror})") from None
+    except Exception as error:  # torch raises half a dozen kinds for what is not plain tensors
+        reason = " ".join(str(error).split())[:200]
+        raise InstilError(
+            f"{path}: not a file of plain tensors, so nothing in it was run ({reason}); save the "
+            "network's state_dict()"
+        ) from None
+    if key is not None and isinstance(content, Mapping):
+        if key not in content:
+            raise InstilError(f"{path}: holds no {key}, but {', '.join(map(str, content))}")
+        content = content[key]
+    if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
+        inside = ", ".join(map(str, content)) if isinstance(content, Mapping) else type(content)
+        raise InstilError(f"{path}: expected tensors by name, found {inside}; set key")
+    return dict(content)
+
+
+def generator_node(path: Path, key: str | None) -> pickles.Node:
+    """The generator in a StyleGAN2(-ADA) pickle.
+
+    Raises:
+        InstilError: The file is refused, or holds no generator under that key.
+    """
+    content, key = pickles.read(path), key or "G_ema"
+    node = content.get(key) if isinstance(content, dict) else content
+    if not isinstance(node, pickles.Node):
+        names = ", ".join(map(str, content)) if isinstance(content, dict) else "nothing by name"
+        raise InstilError(f"{path}: holds no {key}, but {names}; set key")
+    if node.class_name != "Generator":
+        raise InstilError(f"{path}: holds a {node.class_name}, expected a Generator")
+    return node
+
+
+def fitted(tensors: Mapping[str, Tensor], module: nn.Module, source: Source) -> dict[str, Tensor]:
+    """The tensors to load: of the module's number types, without what the user ignores.
+
+    Raises:
+        InstilError: A name to ignore is in neither.
+    """
+    own = module.state_dict()
+    for pattern in source.ignore:
+        if not any(fnmatch(name, pattern) for name in (*tensors, *own)):
+            raise InstilError(f"ignore: no tensor is called {pattern}, in the file or the network")
+
+    def ignored(name: str) -> bool:
+        return any(fnmatch(name, pattern) for pattern in source.ignore)
+
+    kept = {name: value for name, value in own.items() if ignored(name)}
+    for name, value in tensors.items():
+        if not ignored(name):
+            floats = name in own and value.is_floating_point() and own[name].is_floating_point()
+            kept[name] = value.to(own[name].dtype) if floats else value
+    return kept
+
+
+def check(student: Student, denoiser: Denoiser, name: str) -> None:
+    """Refuse a generator that does not speak its instructor's language.
+
+    Args:
+        student: On the instructor's device.
+        denoiser: The instructor.
+        name: Of the student, for the message.
+
+    Raises:
+        InstilError: Shape, number or order of the labels, or range of the images differ, the images
+            are not finite, or the generator draws random numbers of its own.
+    """
+    if student.shape != denoiser.shape:
+        raise InstilError(
+            f"{name}: makes images of the shape {student.shape}, the instructor {denoiser.shape}"
+        )
+    if student.classes != denoiser.classes:
+        raise InstilError(
+            f"{name}: has {student.classes} class labels, the instructor {denoiser.classes}"
+        )
+    images, again = (_samples(student) for _ in range(2))
+    if not images.isfinite().all():
+        raise InstilError(f"{name}: some of its images are not finite; take an earlier checkpoint")
+    if not torch.equal(images, again):
+        raise InstilError(
+            f"{name}: two images of one z differ, so it draws random numbers itself; make them an "
+            "argument, or switch them off in the factory"
+        )
+    low, high = (
+        images.flatten()[:: -(-images.numel() // 2**20)].quantile(q).item() for q in (0.01, 0.99)
+    )
+    if low < -2 or high > 2 or low > -0.02:
+        raise InstilError(
+            f"{name}: its images span [{low:.3g}, {high:.3g}], the instructor's [-1, 1]; say the "
+            "range of its black and white, such as range=[0,1]"
+        )
+
+    order = class_order(student, denoiser)
+    if sorted(order) == list(range(len(order))) and order != sorted(order):
+        wrong = next(number for number, found in enumerate(order) if number != found)
+        raise InstilError(
+            f"{name}: to the instructor its class {wrong} looks like class {order[wrong]}; the "
+            f"classes 0, 1, … are the instructor's {order}, so reorder them in the factory"
+        )
+
+
+@torch.no_grad()
+def class_order(student: Student, denoiser: Denoiser, each: int = 4) -> list[int]:
+    """For each of up to ten classes, the label under which the instructor denoises its images best.
+
+    Where no label is better than the class's own by a twentieth, it is the class's own.
+    """
+    device = next(student.parameters()).device
+    count = min(student.classes, 10)
+    draws = Draws.of_range(0, 0, 0, each * count, device)
+    own = Condition(label=draws.index % count) if count else UNCONDITIONAL
+    clean = student(student.prior(draws), own)
+    sigma = clean.new_full((len(clean),), CLASS_SIGMA)
+    sigma = denoiser.round_sigma(sigma.clamp(denoiser.sigma_min, denoiser.sigma_max))
+    noisy = clean + expand(sigma, clean) * draws.normal("order", student.shape, clean.dtype)
+    losses = []  # by label, by class
+    for number in range(count):
+        label = Condition(label=torch.full_like(draws.index, number))
+        loss = (denoiser(noisy, sigma, label) - clean).square().flatten(1).mean(1)
+        losses.append(loss.view(each, count).mean(0))
+    if not losses:
+        return []
+    table = torch.stack(losses, dim=1)  # by class, by label
+    best = table.argmin(1)
+    better = table.amin(1) < 0.95 * table.diagonal()
+    return torch.where(better, best, torch.arange(count, device=device)).tolist()
+
+
+@torch.no_grad()
+def _samples(student: Student) -> Tensor:
+    device = next(student.parameters()).device
+    draws = Draws.of_range(0, 0, 0, PROBES, device)
+    return student(student.prior(draws), class_labels(student.classes, draws.index))
+
+
+def _locate(source: Source) -> Path:
+    path = Path(source.weights)
+    return ZOO / source.weights if not path.exists() and source.weights in zoo() else path
+
+
+def _load_folder(folder: Path, factory: str | None) -> Student:
+    """A student in the format of `Pretrained`, or a pipeline that a run exported."""
+    if (folder / LEVELS).exists():
+        denoiser = instructors.load.load(str(folder)).denoiser
+        first, *others = json.loads((folder / LEVELS).read_text())["sigmas"]
+        first = min(first, denoiser.sigma_max)  # which a schedule's float32 may have rounded down
+        student = FewStep(denoiser, [first, *others]) if others else OneStep(denoiser, first)
+        return student.eval()
+    if not (folder / CONFIG).exists():
+        raise InstilError(f"{folder}: holds no {CONFIG}, so it is no student")
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+        kind = KINDS[config["student"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InstilError(
+            f"{folder / CONFIG}: does not name a student, one of {', '.join(KINDS)}"
+        ) from None
+    if kind is not GAN:
+        return kind.from_pretrained(folder)
+    if factory is None:
+        raise InstilError(
+            f"{folder}: made by {config.get('factory')}; if you trust that code, give it as "
+            f"factory={config.get('factory')}"
+        )
+    return GAN.from_pretrained(folder, factory=factory)

@@ -1,0 +1,92 @@
+"""One adversarial training, from recipe to folders that `students.load` reads."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from instil import data, run
+from instil.errors import InstilError
+from instil.report import environment, note
+from students.stylegan2 import StyleGAN2
+from students.train import TrainRecipe, fresh, train
+
+CARD = """---
+library_name: instil
+license: apache-2.0
+tags: [gan, instil-student]
+---
+
+# {title}
+
+A small StyleGAN2 generator after {done:,} updates of its adversarial training: something to refine.
+
+- Data: `{data}`, {count} images of the shape {shape}, digest {digest}
+- Command: `{command}`
+- Seed {seed}; {done} updates of {batch} images in {seconds:.0f} seconds
+- {parameters:,} parameters; the average with a half-life of {average:g} images
+- Machine: {machine}
+
+`python -m students sample FOLDER --seeds 0-63 --grid out.png` draws it,
+`accelerate launch -m distill digits-gan student.weights=FOLDER` refines it without data.
+"""
+
+
+def session(recipe: TrainRecipe, resume: str | None, command: str) -> Path:
+    """Train as the recipe says.
+
+    Args:
+        recipe: What to do.
+        resume: As in `instil.run.Run`.
+        command: How it was started, for the cards.
+
+    Returns:
+        The folder of the last student; earlier ones lie beside it, named by their step.
+
+    Raises:
+        InstilError: Bad input, before any long work.
+        FloatingPointError: Gradients are no longer finite.
+    """
+    accelerator = run.accelerator_for(recipe.precision, (), recipe.output)
+    images = data.load(recipe.data)
+    if recipe.batch % accelerator.num_processes:
+        raise InstilError(
+            f"batch: {recipe.batch} does not divide into {accelerator.num_processes} processes"
+        )
+    recipe = recipe.replace(precision=accelerator.mixed_precision)
+    state = fresh(recipe, images, accelerator.device)
+    facts = {"data": images.digest()}
+    this = run.Run(recipe, recipe.steps, recipe.batch, state, facts, resume, accelerator)
+    if accelerator.is_main_process:
+        note(
+            f"{this.folder}: {recipe.data}, {len(images)} images, "
+            f"{accelerator.num_processes} process(es), from step {state.step}"
+        )
+    began = time.perf_counter()
+    about: dict[str, Any] = recipe.model_dump() | {
+        "count": len(images),
+        "shape": images.shape,
+        "digest": images.digest(),
+        "command": command,
+        "parameters": sum(p.numel() for p in state.generator.parameters()),
+        "machine": ", ".join(f"{key} {value}" for key, value in environment().items()),
+    }
+
+    def write(folder: Path) -> None:
+        facts = about | {"done": state.step, "seconds": time.perf_counter() - began}
+        save(state.average.module, folder, CARD.format(title=folder.name, **facts))
+
+    for report in this.follow(train(state, images, recipe, accelerator)):
+        if report.step in recipe.snapshots:
+            folder = this.folder / f"student-{report.step:08d}"
+            run.on_main(accelerator, lambda folder=folder: write(folder))
+    folder = this.folder / "student"
+    run.on_main(accelerator, lambda: write(folder))
+    run.finish(accelerator)
+    return folder
+
+
+def save(student: StyleGAN2, folder: Path, card: str) -> None:
+    """Write a student's folder with its model card."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "README.md").write_text(card, encoding="utf-8")  # else huggingface_hub writes one
+    student.save_pretrained(folder)
