@@ -300,7 +300,10 @@ def _file(source: str) -> str:
     """What to do with a single file."""
     suffix = Path(source).suffix
     if suffix == ".pkl":
-        return "a pickle can run any code when it is opened, so it is not opened"
+        return (
+            "a pickle can run any code when it is opened, so it is not opened; "
+            "`python -m instructors convert` makes a folder of an EDM checkpoint"
+        )
     if suffix == ".safetensors":
         try:
             with safe_open(source, "pt") as file:
