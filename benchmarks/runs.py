@@ -75,7 +75,8 @@ def distilled(jobs: Sequence[Sequence[str]], folder: Path, workers: int) -> list
 
 def _carry_out(job: Sequence[str], folder: Path) -> Run:
     recipe = load_recipe(Recipe, job[0], [*COMMON, *job[1:]], RECIPES)
-    name = hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()[:12]
+    told = recipe.model_dump_json(exclude_unset=True)  # a new key with a default changes nothing
+    name = hashlib.sha256(told.encode()).hexdigest()[:12]
     run = Run(folder / name)
     if (run.folder / "report.json").exists():
         return run
