@@ -31,6 +31,7 @@ from instil.draws import Draws
 from instil.errors import InstilError
 from instil.report import note
 from instructors.__main__ import RECIPES
+from instructors.codec import Codec
 from instructors.denoiser import UNCONDITIONAL, Condition, Denoiser, class_labels
 from instructors.load import Instructor, load
 from instructors.sampler import heun
@@ -164,6 +165,11 @@ def as_it_is(
     question.check()
     instructor = load(source)
     denoiser = instructor.denoiser
+    if denoiser.text or type(instructor.codec) is not Codec:
+        raise InstilError(
+            f"{source}: makes latents or asks for prompts, of which no horizon is measured; "
+            "give a model of pixels in [-1, 1], with class labels or without"
+        )
     levels = denoiser.round_sigma(_levels(denoiser.sigma_min, denoiser.sigma_max, question))
     named = data.load(trained_on) if trained_on else None
     training = named or card.training_images(instructor.card.folder)

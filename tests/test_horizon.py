@@ -346,6 +346,14 @@ def test_folds_are_trained_by_the_recipe(tmp_path):
     assert facts["distil"] is False  # three updates teach nothing
 
 
+def test_models_that_ask_for_prompts_are_refused(monkeypatch):
+    found = outlook.load("digits")
+    found.denoiser.text = ("prompt",)
+    monkeypatch.setattr(outlook, "load", lambda source: found)
+    with pytest.raises(InstilError, match="digits: makes latents or asks for prompts"):
+        outlook.as_it_is("digits", None, Question(folds=1))
+
+
 def test_training_images_are_named_by_the_card(tmp_path):
     assert training_images(ZOO / "digits").digest() == load_images("digits").digest()
     assert training_images(tmp_path) is None
