@@ -22,8 +22,8 @@ from accelerate import Accelerator
 from benchmarks.harness import Rows, command, paired
 from benchmarks.runs import OPTIONS, Run, distilled
 from distill.__main__ import RECIPES
+from distill.build import build
 from distill.recipe import Recipe
-from distill.session import build
 from distill.trainer import train
 from instil.config import load_recipe
 from instil.report import note

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from benchmarks.harness import Rows, command
 from distill.__main__ import RECIPES
+from distill.build import build
 from distill.recipe import Recipe
-from distill.session import build
 from distill.trainer import State, train
 from eval.images import student_sampler
 from eval.yardstick import Yardstick

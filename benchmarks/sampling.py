@@ -16,8 +16,8 @@ import torch
 from benchmarks.convergence import default
 from benchmarks.harness import Rows, command
 from benchmarks.runs import OPTIONS, distilled
+from distill.build import build
 from distill.recipe import Recipe
-from distill.session import build
 from eval.images import Sampler, instructor_sampler, student_sampler
 from eval.yardstick import Yardstick
 from instil import checkpoint

@@ -17,8 +17,8 @@ from scipy import stats
 from benchmarks.harness import Rows, command
 from benchmarks.objectives import jobs
 from benchmarks.runs import AVERAGES, OPTIONS, Run, distilled
+from distill.build import build
 from distill.recipe import Recipe
-from distill.session import build
 from eval.images import student_sampler
 from eval.yardstick import Yardstick
 from instil import checkpoint

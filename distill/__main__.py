@@ -67,8 +67,8 @@ def _recipe(words: list[str], resume: str | None) -> Recipe:
 def _dry_run(recipe: Recipe, json: str | None) -> int:
     from accelerate import Accelerator
 
+    from distill.build import build, prepared
     from distill.plan import plan
-    from distill.session import build, prepared
     from instil.report import show, write_json
 
     accelerator = Accelerator()
