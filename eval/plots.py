@@ -68,9 +68,9 @@ def latent_prices(facts: Mapping[str, Any], path: Path) -> None:
         sizes.axvline(shared["dim"], color="grey", linewidth=0.8)
     sizes.set(yscale="log", xlabel="leading directions of the mixture", ylim=(1e-3, None))
     sizes.set(title=f"price at sigma {facts['sigma']:g}: both need {shared['dim']}")
-    for axis, corner in ((prices, "lower left"), (sizes, "upper right")):
+    for axis in (prices, sizes):
         axis.axhline(tolerance, color="grey", linestyle=":", label=f"tolerance {tolerance:g}")
-        axis.legend(loc=corner)
+        axis.legend(loc="upper right")
     figure.savefig(path, dpi=110)
 
 
