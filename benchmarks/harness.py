@@ -38,6 +38,16 @@ def command(
     return 0
 
 
+def deviation(values: Sequence[float]) -> float:
+    """Standard deviation; 0 of a single value."""
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation, as tables have them."""
+    return f"{statistics.mean(values):.3f} ± {deviation(values):.3f}"
+
+
 def paired(
     ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int, calls: int
 ) -> tuple[float, float, float]:

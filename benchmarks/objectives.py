@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from benchmarks import ring
-from benchmarks.harness import Rows, command
+from benchmarks.harness import Rows, command, deviation
 from benchmarks.runs import OPTIONS, Run, distilled
 from instil.report import note, show
 
@@ -40,7 +40,7 @@ def summary(runs: Sequence[Run]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key in ("fd", "precision", "recall", "class_tv"):
         values = [run.report["student"][key]["mean"] for run in runs]
-        found[key] = {"mean": statistics.mean(values), "std": _std(values), "each": values}
+        found[key] = {"mean": statistics.mean(values), "std": deviation(values), "each": values}
     found["ratio"] = statistics.mean(run.report["ratio"] for run in runs)
     found["seconds"] = statistics.mean(run.report["seconds"] for run in runs)
     found["forwards_per_update"] = runs[0].report["forwards_per_update"]
@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> tuple[Rows, dict[str, Any]]:
             ring.distil(divergence, seed, arguments.ring_steps) for seed in range(arguments.seeds)
         ]
         on_ring[name] = {
-            key: {"mean": statistics.mean(v), "std": _std(v)}
+            key: {"mean": statistics.mean(v), "std": deviation(v)}
             for key in seeds[0]
             if (v := [found[key] for found in seeds])
         }
@@ -94,10 +94,6 @@ def run(arguments: argparse.Namespace) -> tuple[Rows, dict[str, Any]]:
         for name, f in digits.items()
     ]
     return rows, {"ring": on_ring, "digits": digits, "protocol": flat[0].report["protocol"]}
-
-
-def _std(values: Sequence[float]) -> float:
-    return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 if __name__ == "__main__":

@@ -15,9 +15,13 @@ from typing import Any
 import numpy as np
 
 from distill.__main__ import RECIPES
+from distill.build import build
 from distill.recipe import Recipe
+from instil import checkpoint
 from instil.config import load_recipe
 from instil.report import METRICS, note
+from instructors.load import Instructor, load
+from students.student import Student
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "--runs": {
@@ -49,6 +53,23 @@ class Run:
     def checkpoint(self) -> Path:
         """Its last checkpoint."""
         return max((self.folder / "checkpoints").glob("step-*"))
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """What it did."""
+        return load_recipe(Recipe, str(self.folder / "recipe.yaml"), [], self.folder)
+
+    @cached_property
+    def instructor(self) -> Instructor:
+        """What it learnt from."""
+        return load(self.recipe.instructor)
+
+    def student(self, average: str | int) -> Student:
+        """One average of its last checkpoint, frozen."""
+        student = build(self.recipe, self.instructor).student.requires_grad_(False)
+        path = self.checkpoint / f"average-{average}.safetensors"
+        student.load_state_dict(checkpoint.read_tensors(path))
+        return student
 
     def curve(self, average: str) -> tuple[np.ndarray, np.ndarray]:
         """Updates and quick distances of one average, both (N,)."""

@@ -16,15 +16,11 @@ import torch
 from benchmarks.convergence import default
 from benchmarks.harness import Rows, command
 from benchmarks.runs import OPTIONS, distilled
-from distill.build import build
-from distill.recipe import Recipe
 from eval.images import Sampler, instructor_sampler, student_sampler
 from eval.yardstick import Yardstick
-from instil import checkpoint
-from instil.config import load_recipe
 from instil.draws import Draws
 from instil.report import note
-from instructors.load import Instructor, load
+from instructors.load import Instructor
 
 HEUN = (3, 5, 9, 18, 36)
 SOLVER = (5, 10, 20, 40)
@@ -34,13 +30,9 @@ def run(arguments: argparse.Namespace) -> tuple[Rows, dict[str, Any]]:
     """The table of all samplers."""
     torch.set_num_threads(arguments.threads)
     (made,) = distilled([default(arguments.steps, 0)], arguments.runs, arguments.jobs)
-    recipe = load_recipe(Recipe, str(made.folder / "recipe.yaml"), [], made.folder)
-    instructor = load(recipe.instructor)
-    student = build(recipe, instructor).student.requires_grad_(False)
-    average = made.report["student"]["average"]
-    weights = checkpoint.read_tensors(made.checkpoint / f"average-{average}.safetensors")
-    student.load_state_dict(weights)
-    yardstick = Yardstick(recipe.evaluation, instructor, torch.device("cpu"))
+    instructor = made.instructor
+    student = made.student(made.report["student"]["average"])
+    yardstick = Yardstick(made.recipe.evaluation, instructor, torch.device("cpu"))
     samplers: dict[str, tuple[int, Sampler]] = {"student": (1, student_sampler(student))}
     for steps in HEUN:
         sampler = instructor_sampler(instructor.denoiser, steps)

@@ -14,17 +14,12 @@ from typing import Any
 import torch
 from scipy import stats
 
-from benchmarks.harness import Rows, command
+from benchmarks.harness import Rows, command, spread
 from benchmarks.objectives import jobs
 from benchmarks.runs import AVERAGES, OPTIONS, Run, distilled
-from distill.build import build
-from distill.recipe import Recipe
 from eval.images import student_sampler
 from eval.yardstick import Yardstick
-from instil import checkpoint
-from instil.config import load_recipe
 from instil.report import note
-from instructors.load import load
 
 SCHEDULES = ("constant", "cosine")
 OBJECTIVES = ("dmd", "sid")
@@ -32,16 +27,9 @@ OBJECTIVES = ("dmd", "sid")
 
 def distances(run: Run) -> dict[int, float]:
     """The Fréchet distance of every average in a run's last checkpoint, by half-life."""
-    recipe = load_recipe(Recipe, str(run.folder / "recipe.yaml"), [], run.folder)
-    instructor = load(recipe.instructor)
-    student = build(recipe, instructor).student.requires_grad_(False)
-    yardstick = Yardstick(recipe.evaluation, instructor, torch.device("cpu"))
-    found = {}
-    for half in AVERAGES:
-        tensors = checkpoint.read_tensors(run.checkpoint / f"average-{half}.safetensors")
-        student.load_state_dict(tensors)
-        found[half] = yardstick.score(student_sampler(student))["fd"]["mean"]
-    return found
+    yardstick = Yardstick(run.recipe.evaluation, run.instructor, torch.device("cpu"))
+    samplers = {half: student_sampler(run.student(half)) for half in AVERAGES}
+    return {half: yardstick.score(sampler)["fd"]["mean"] for half, sampler in samplers.items()}
 
 
 def run(arguments: argparse.Namespace) -> tuple[Rows, dict[str, Any]]:
@@ -80,17 +68,12 @@ def run(arguments: argparse.Namespace) -> tuple[Rows, dict[str, Any]]:
                 {
                     "objective": objective,
                     "half-life": f"{half:,} images" if half else "none: raw weights",
-                    "constant": _spread(constant),
-                    "cosine to zero": _spread(cosine),
+                    "constant": spread(constant),
+                    "cosine to zero": spread(cosine),
                     "cosine - constant, 95 %": f"{statistics.mean(gap):+.3f} ± {wide:.3f}",
                 }
             )
     return rows, {"table": facts, "steps": arguments.steps}
-
-
-def _spread(values: list[float]) -> str:
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.3f} ± {spread:.3f}"
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ fitted to the data, on held-out data (see `eval.curves`). Locally, a decoder is 
 space that its Jacobian spans, with angles to the data of its own.
 """
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,7 +27,9 @@ from eval.samples import floats
 from instil.draws import Draws
 from instil.errors import InstilError
 from instil.report import track
+from instructors.codec import Autoencoder as Codec
 from instructors.denoiser import Denoiser
+from instructors.load import read_json, read_model
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,6 @@ def load_autoencoder(source: str, shape: tuple[int, ...], device: torch.device) 
         InstilError: There is none, it is not of a supported class, or it does not give images of
             that shape back.
     """
-    import diffusers
-
     folders = [Path(source), Path(source) / "vae"]
     where = next((each for each in folders if (each / "config.json").is_file()), None)
     if where is None:
@@ -68,35 +67,24 @@ def load_autoencoder(source: str, shape: tuple[int, ...], device: torch.device) 
             f"{source}: holds no config.json and no vae/config.json; expected the folder of a "
             "diffusers autoencoder (`hf download NAME --local-dir DIR` makes one)"
         )
-    try:
-        kind = json.loads((where / "config.json").read_text())["_class_name"]
-        if kind not in KINDS:
-            raise InstilError(f"{source}: a {kind} is not supported; supported: {', '.join(KINDS)}")
-        network: Any = getattr(diffusers, kind).from_pretrained(where, use_safetensors=True)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        if isinstance(error, InstilError):
-            raise
-        reason = str(error).strip().splitlines()[0]
-        raise InstilError(f"{source}: cannot be loaded ({reason})") from None
-    network.requires_grad_(False).eval().to(device)
-
-    def encode(images: Tensor) -> Tensor:
-        found = network.encode(images)
-        return found.latent_dist.mode() if hasattr(found, "latent_dist") else found.latents
-
-    autoencoder = Autoencoder(encode, lambda latents: network.decode(latents).sample)
+    kind = read_json(where / "config.json").get("_class_name")
+    if kind not in KINDS:
+        raise InstilError(f"{source}: a {kind} is not supported; supported: {', '.join(KINDS)}")
+    network = read_model(source, where, str(kind))
+    codec = Codec(network).requires_grad_(False).eval().to(device)
     channels = network.config.in_channels
     if channels != shape[0]:
         raise InstilError(
             f"{source}: takes images of {channels} channels, these have {shape[0]}; convert them"
         )
     with torch.no_grad():
-        back = tuple(autoencoder.decode(encode(torch.zeros(1, *shape, device=device))).shape[1:])
+        latents = codec.encode(torch.zeros(1, *shape, device=device))
+        back = tuple(codec.decode(latents).shape[1:])
     if back != shape:
         raise InstilError(
             f"{source}: gives images of the shape {back} back for {shape}; crop or resize them"
         )
-    return autoencoder
+    return Autoencoder(codec.encode, codec.decode)
 
 
 @torch.no_grad()

@@ -39,14 +39,14 @@ from eval.curves import (
     cross_entropy,
     denoising_loss_curve,
     loss_gap,
+    noised_losses,
+    square,
 )
 from eval.samples import check_samples, digest, floats
 from instil.draws import Draws
 from instil.errors import InstilError
-from instil.report import track
 from instructors.analytic import Mixture
 from instructors.denoiser import UNCONDITIONAL, Condition, Denoiser
-from instructors.denoising import denoising_loss
 
 RANGE = (0.1, 100.0)  # of R, over which a minimum must not move
 
@@ -156,20 +156,14 @@ def path_curve(
         label: Names a progress bar.
     """
     levels = check_sigmas(sigmas)
-    losses = torch.zeros(len(samples), len(levels), dtype=torch.float64)
-    for part in track([slice(k, k + batch) for k in range(0, len(samples), batch)], label):
-        clean, given = floats(samples[part]).to(device), condition.rows(part).to(device)
-        one = torch.ones(len(clean), dtype=torch.float64, device=device)
-        for k, level in enumerate(levels.tolist()):
-            sigma = clean.new_full(clean.shape[:1], level)
-            for draw in range(noise_draws):
-                draws = Draws.of_range(seed, draw, part.start, len(clean), device)
-                noise = draws.normal(f"level {k}", tuple(clean.shape[1:]), clean.dtype)
-                noisy = clean + level * noise
-                other = noisy if reference is None else reference(noisy, sigma)
-                found = denoiser(noisy, sigma, given)
-                apart = denoising_loss(found.double(), other.double(), one)
-                losses[part, k] += apart.cpu() / noise_draws
+
+    def apart(clean: Tensor, noisy: Tensor, sigma: Tensor, given: Condition) -> Tensor:
+        other = noisy if reference is None else reference(noisy, sigma)
+        return square(denoiser(noisy, sigma, given), other)
+
+    losses = noised_losses(
+        apart, samples, levels, condition, noise_draws, seed, batch, device, label
+    )
     return LossCurve(levels, losses, f"{digest(samples)}, seed {seed}, path")
 
 

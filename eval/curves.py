@@ -19,7 +19,7 @@ Source:
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -81,6 +81,57 @@ class LossCurve:
         return self.losses.std(0) / math.sqrt(len(self.losses))
 
 
+def square(denoised: Tensor, target: Tensor) -> Tensor:
+    """(B,) |denoised - target|^2 of tensors (B, *shape), in float64."""
+    one = denoised.new_ones(len(denoised), dtype=torch.float64)
+    return denoising_loss(denoised.double(), target.double(), one)
+
+
+@torch.no_grad()
+def noised_losses(
+    loss: Callable[[Tensor, Tensor, Tensor, Condition], Tensor],
+    samples: Tensor,
+    levels: Tensor,
+    condition: Condition,
+    noise_draws: int,
+    seed: int,
+    batch: int,
+    device: torch.device | str,
+    label: str | None,
+) -> Tensor:
+    """A loss of every sample at every level, averaged over draws of the noise.
+
+    The noise is a function of seed, draw, level and the sample's number alone, so that all curves
+    of one seed share it.
+
+    Args:
+        loss: Samples (B, *shape), the same with noise, sigma (B,) and condition to (B,) float64.
+        samples: (N, *shape).
+        levels: (K,).
+        condition: Of all N samples.
+        noise_draws: Noises per sample and level.
+        seed: Of the noise.
+        batch: Samples at once.
+        device: Where to.
+        label: Names a progress bar on a terminal; None shows none.
+
+    Returns:
+        (N, K) float64, on the CPU.
+    """
+    losses = torch.empty(len(samples), len(levels), dtype=torch.float64)
+    for part in track([slice(k, k + batch) for k in range(0, len(samples), batch)], label):
+        clean, given = floats(samples[part]).to(device), condition.rows(part).to(device)
+        for k, level in enumerate(levels.tolist()):
+            sigma = clean.new_full(clean.shape[:1], level)
+            total = torch.zeros(len(clean), dtype=torch.float64, device=device)
+            for draw in range(noise_draws):
+                draws = Draws.of_range(seed, draw, part.start, len(clean), device)
+                noise = draws.normal(f"level {k}", tuple(clean.shape[1:]), clean.dtype)
+                total += loss(clean, clean + level * noise, sigma, given)
+            losses[part, k] = (total / noise_draws).cpu()
+    return losses
+
+
 @torch.no_grad()
 def denoising_loss_curve(
     denoiser: Denoiser,
@@ -129,24 +180,19 @@ def denoising_loss_curve(
     check_samples(samples)
     if trained_on is not None:
         refuse_shared(samples, trained_on, "held-out samples", "the training samples")
-    losses = torch.empty(len(samples), len(levels), dtype=torch.float64)
-    for part in track([slice(k, k + batch) for k in range(0, len(samples), batch)], label):
-        clean, given = floats(samples[part]).to(device), condition.rows(part).to(device)
-        for k, level in enumerate(levels.tolist()):
-            sigma = clean.new_full(clean.shape[:1], level)
-            total = torch.zeros(len(clean), dtype=torch.float64, device=device)
-            for draw in range(noise_draws):
-                draws = Draws.of_range(seed, draw, part.start, len(clean), device)
-                noise = draws.normal(f"level {k}", tuple(clean.shape[1:]), clean.dtype)
-                denoised = denoiser(clean + level * noise, sigma, given)
-                if denoised.shape != clean.shape:
-                    raise ValueError(
-                        f"denoiser: made {tuple(denoised.shape)} of {tuple(clean.shape)}; "
-                        "expected the same shape"
-                    )
-                one = total.new_ones(len(clean))
-                total += denoising_loss(denoised.double(), clean.double(), one)
-            losses[part, k] = (total / noise_draws).cpu()
+
+    def loss(clean: Tensor, noisy: Tensor, sigma: Tensor, given: Condition) -> Tensor:
+        denoised = denoiser(noisy, sigma, given)
+        if denoised.shape != clean.shape:
+            raise ValueError(
+                f"denoiser: made {tuple(denoised.shape)} of {tuple(clean.shape)}; "
+                "expected the same shape"
+            )
+        return square(denoised, clean)
+
+    losses = noised_losses(
+        loss, samples, levels, condition, noise_draws, seed, batch, device, label
+    )
     if not losses.isfinite().all():
         worst = levels[~losses.isfinite().all(0)][0].item()
         raise InstilError(

@@ -159,7 +159,12 @@ def weights_hash(folder: Path) -> str:
     return sha.hexdigest()[:12]
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file of a model.
+
+    Raises:
+        InstilError: It is none.
+    """
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -174,7 +179,7 @@ def _network_config(source: str, folder: Path) -> tuple[dict[str, Any], Path]:
     """
     for where in (folder / "unet", folder / "transformer", folder):
         if (where / "config.json").exists():
-            return _read_json(where / "config.json"), where
+            return read_json(where / "config.json"), where
     raise InstilError(
         f"{source}: holds no unet/config.json, no transformer/config.json and no config.json; "
         "expected what save_pretrained of diffusers writes"
@@ -184,7 +189,7 @@ def _network_config(source: str, folder: Path) -> tuple[dict[str, Any], Path]:
 def _scheduler(source: str, folder: Path) -> dict[str, Any]:
     for file in (folder / "scheduler", folder):
         if (file / "scheduler_config.json").exists():
-            return _read_json(file / "scheduler_config.json")
+            return read_json(file / "scheduler_config.json")
     raise InstilError(
         f"{source}: has no scheduler_config.json, so its noise levels are unknown; "
         "save the scheduler it was trained with beside it"
@@ -287,7 +292,7 @@ def _codec(source: str, folder: Path) -> Codec:
     """The autoencoder beside a latent network; the identity where there is none."""
     if not (folder / "vae" / "config.json").exists():
         return Codec()
-    name = _read_json(folder / "vae" / "config.json").get("_class_name")
+    name = read_json(folder / "vae" / "config.json").get("_class_name")
     if name not in AUTOENCODERS:
         raise InstilError(
             f"{source}: its autoencoder, a {name}, is not supported; "

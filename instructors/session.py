@@ -1,13 +1,10 @@
 """One training run of an instructor, from recipe to a folder that `load` reads."""
 
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from instil import data, run
-from instil.errors import InstilError
-from instil.report import environment, note
+from instil import run, training
 from instructors.train import TrainRecipe, fresh, save_pipeline, train
 
 CARD = """---
@@ -46,38 +43,20 @@ def session(recipe: TrainRecipe, resume: str | None, command: str) -> Path:
         InstilError: Bad input, before any long work.
         FloatingPointError: Gradients are no longer finite.
     """
-    accelerator = run.accelerator_for(recipe.precision, (), recipe.output)
-    images = data.load(recipe.data)
-    if recipe.batch % accelerator.num_processes:
-        raise InstilError(
-            f"batch: {recipe.batch} does not divide into {accelerator.num_processes} processes"
-        )
-    recipe = recipe.replace(precision=accelerator.mixed_precision)
-    state = fresh(recipe, images, accelerator.device)
-    facts = {"data": images.digest()}
-    this = run.Run(recipe, recipe.steps, recipe.batch, state, facts, resume, accelerator)
-    if accelerator.is_main_process:
-        note(
-            f"{this.folder}: {recipe.data}, {len(images)} images, "
-            f"{accelerator.num_processes} process(es), from step {state.step}"
-        )
+    this, images = training.begin(recipe, fresh, resume)
+    state: Any = this.state
     began = time.perf_counter()
-    for _ in this.follow(train(state, images, recipe, accelerator)):
+    for _ in this.follow(train(state, images, this.recipe, this.accelerator)):
         pass
     denoiser = state.average.module.cpu()
-    about: Mapping[str, Any] = recipe.model_dump() | {
-        "count": len(images),
-        "shape": images.shape,
-        "digest": images.digest(),
-        "command": command,
+    about = training.card_facts(this.recipe, images, command) | {
         "seconds": time.perf_counter() - began,
         "low": denoiser.sigma_min,
         "high": denoiser.sigma_max,
         "sigma_data": denoiser.sigma_data,
         "parameters": sum(p.numel() for p in denoiser.parameters()),
-        "machine": ", ".join(f"{key} {value}" for key, value in environment().items()),
     }
     folder = this.folder / "instructor"
-    run.on_main(accelerator, lambda: save_pipeline(denoiser, folder, CARD.format(**about)))
-    run.finish(accelerator)
+    run.on_main(this.accelerator, lambda: save_pipeline(denoiser, folder, CARD.format(**about)))
+    run.finish(this.accelerator)
     return folder

@@ -4,9 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from instil import data, run
-from instil.errors import InstilError
-from instil.report import environment, note
+from instil import run, training
 from students.stylegan2 import StyleGAN2
 from students.train import TrainRecipe, fresh, train
 
@@ -46,42 +44,24 @@ def session(recipe: TrainRecipe, resume: str | None, command: str) -> Path:
         InstilError: Bad input, before any long work.
         FloatingPointError: Gradients are no longer finite.
     """
-    accelerator = run.accelerator_for(recipe.precision, (), recipe.output)
-    images = data.load(recipe.data)
-    if recipe.batch % accelerator.num_processes:
-        raise InstilError(
-            f"batch: {recipe.batch} does not divide into {accelerator.num_processes} processes"
-        )
-    recipe = recipe.replace(precision=accelerator.mixed_precision)
-    state = fresh(recipe, images, accelerator.device)
-    facts = {"data": images.digest()}
-    this = run.Run(recipe, recipe.steps, recipe.batch, state, facts, resume, accelerator)
-    if accelerator.is_main_process:
-        note(
-            f"{this.folder}: {recipe.data}, {len(images)} images, "
-            f"{accelerator.num_processes} process(es), from step {state.step}"
-        )
+    this, images = training.begin(recipe, fresh, resume)
+    state: Any = this.state
     began = time.perf_counter()
-    about: dict[str, Any] = recipe.model_dump() | {
-        "count": len(images),
-        "shape": images.shape,
-        "digest": images.digest(),
-        "command": command,
+    about = training.card_facts(this.recipe, images, command) | {
         "parameters": sum(p.numel() for p in state.generator.parameters()),
-        "machine": ", ".join(f"{key} {value}" for key, value in environment().items()),
     }
 
     def write(folder: Path) -> None:
         facts = about | {"done": state.step, "seconds": time.perf_counter() - began}
         save(state.average.module, folder, CARD.format(title=folder.name, **facts))
 
-    for report in this.follow(train(state, images, recipe, accelerator)):
-        if report.step in recipe.snapshots:
+    for report in this.follow(train(state, images, this.recipe, this.accelerator)):
+        if report.step in this.recipe.snapshots:
             folder = this.folder / f"student-{report.step:08d}"
-            run.on_main(accelerator, lambda folder=folder: write(folder))
+            run.on_main(this.accelerator, lambda folder=folder: write(folder))
     folder = this.folder / "student"
-    run.on_main(accelerator, lambda: write(folder))
-    run.finish(accelerator)
+    run.on_main(this.accelerator, lambda: write(folder))
+    run.finish(this.accelerator)
     return folder
 
 
