@@ -35,7 +35,7 @@ if [ "${1:-}" = test ]; then
     shift
     # One thread: tests work on tiny tensors, and two processes would fight over the cores.
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-    exec python -m pytest "$@"
+    exec python -m pytest --numprocesses auto --dist loadfile "$@"
 fi
 
 # An error inside `accelerate launch` ends in its traceback, so faults are looked for first.

@@ -12,8 +12,9 @@ import torch
 from instil.draws import Draws
 from instil.levels import LogNormal
 from instil.shapes import expand
-from instructors.denoiser import Denoiser, class_labels
+from instructors.denoiser import Denoiser
 from instructors.denoising import denoising_loss
+from instructors.prior import Prior, labels
 from students.one_step import OneStep
 
 
@@ -24,14 +25,17 @@ class AuthorsLoop:
         instructor: Frozen.
         batch: Images per update.
         lr: Of both Adams.
+        prior: What is asked for; None for class labels.
     """
 
-    def __init__(self, instructor: Denoiser, batch: int, lr: float = 1e-5) -> None:
+    def __init__(
+        self, instructor: Denoiser, batch: int, lr: float = 1e-5, prior: Prior | None = None
+    ) -> None:
         self.instructor, self.batch, self.step = instructor, batch, 0
         self.fake = copy.deepcopy(instructor).requires_grad_(True)
         self.student = OneStep(copy.deepcopy(instructor).requires_grad_(True), 1.0)
         self.average = copy.deepcopy(self.student)
-        self.levels = LogNormal()
+        self.levels, self.prior = LogNormal(), prior or labels(instructor.classes)
         self.fake_adam, self.student_adam = (
             torch.optim.Adam(module.parameters(), lr=lr, betas=(0.0, 0.999))
             for module in (self.fake, self.student)
@@ -40,19 +44,17 @@ class AuthorsLoop:
     def update(self) -> None:
         """One student update."""
         draws = Draws.of_range(0, self.step, 0, self.batch)
-        labels = class_labels(
-            self.student.classes, draws.integers("label", max(1, self.student.classes))
-        )
+        condition = self.prior.draw(draws)
         with torch.no_grad():
-            sample = self.student((draws.normal("latent-0", self.student.shape),), labels)
+            sample = self.student((draws.normal("latent-0", self.student.shape),), condition)
         noisy, sigma = self._noised(sample, draws, "0")
-        loss = denoising_loss(self.fake(noisy, sigma, labels), sample, self.fake.weight(sigma))
+        loss = denoising_loss(self.fake(noisy, sigma, condition), sample, self.fake.weight(sigma))
         self._descend(loss.mean(), self.fake, self.fake_adam)
 
-        sample = self.student((draws.normal("latent-1", self.student.shape),), labels)
+        sample = self.student((draws.normal("latent-1", self.student.shape),), condition)
         noisy, sigma = self._noised(sample, draws, "1")
         with torch.no_grad():
-            gap = self.fake(noisy, sigma, labels) - self.instructor(noisy, sigma, labels)
+            gap = self.fake(noisy, sigma, condition) - self.instructor(noisy, sigma, condition)
         self._descend((gap * sample).flatten(1).sum(1).mean(), self.student, self.student_adam)
         with torch.no_grad():
             pairs = zip(self.average.parameters(), self.student.parameters(), strict=True)

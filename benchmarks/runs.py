@@ -20,6 +20,7 @@ from distill.recipe import Recipe
 from instil import checkpoint
 from instil.config import load_recipe
 from instil.report import METRICS, note
+from instil.run import bf16_is_fast
 from instructors.load import Instructor, load
 from students.student import Student
 
@@ -35,7 +36,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 # Several averages of one run cost little, and the raw weights (half-life 0) belong beside them.
 AVERAGES = (0, 2_000, 10_000, 50_000)
-COMMON = (f"train.averages={list(AVERAGES)}", "train.precision=bf16", "save_every=2000", "keep=1")
+PRECISION = "bf16" if bf16_is_fast() else "no"
+COMMON = (
+    f"train.averages={list(AVERAGES)}",
+    f"train.precision={PRECISION}",
+    "save_every=2000",
+    "keep=1",
+)
 
 
 @dataclass(frozen=True)

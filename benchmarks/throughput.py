@@ -1,10 +1,11 @@
 """Seconds per student update: this loop against the authors', in turn within one run.
 
-    python -m benchmarks.throughput [--networks digits ddpmpp adm] [--rounds 7] [--json PATH]
+    python -m benchmarks.throughput [--networks digits ddpmpp adm gan] [--rounds 7] [--json PATH]
 
 Two columns, never mixed. *Algorithm*: the same kernels on both sides, so that 9 forward-equivalents
 against 7 bound the ratio by 1.29. *As shipped*: this loop with the precision, layout and compiler
-keys a recipe may set, against the authors' defaults.
+keys a recipe may set, against the authors' defaults. The row of the GAN has a column of its own:
+an update of the shipped refinement of the digits GAN against an adversarial one of the same batch.
 """
 
 import argparse
@@ -18,16 +19,23 @@ from accelerate.state import AcceleratorState
 
 from benchmarks.authors_loop import AuthorsLoop
 from benchmarks.harness import Rows, command, paired
+from distill.__main__ import RECIPES
+from distill.build import build, prepared
 from distill.divergences import IKL
 from distill.fake_score import full_copy
-from distill.recipe import FakeScore, Method, Train
+from distill.recipe import FakeScore, Method, Recipe, Train
 from distill.trainer import State, train
+from instil import data
+from instil.config import load_recipe
 from instil.levels import LogNormal
 from instil.optimizer import Adam
 from instil.report import note
+from instil.run import bf16_is_fast
 from instructors.denoiser import Denoiser
 from instructors.karras import Karras
 from instructors.load import load
+from students import train as gan
+from students.__main__ import RECIPES as STUDENT_RECIPES
 from students.one_step import OneStep
 
 
@@ -95,9 +103,29 @@ def ours(instructor: Denoiser, batch: int, shipped: dict[str, Any]) -> Any:
     return lambda: next(reports)
 
 
+def refinement() -> tuple[Any, Any]:
+    """An update of the shipped refinement of the digits GAN, and one of the GAN's own training."""
+    accelerator = Accelerator(mixed_precision="no")
+    words = ["fake.warmup=0", f"train.steps={10**9}"]
+    recipe = load_recipe(Recipe, "digits-gan", words, RECIPES)
+    instructor = prepared(recipe, accelerator.device)
+    state = build(recipe, instructor)
+    refined = train(state, instructor.denoiser, recipe, accelerator, instructor.prior)
+    words = [f"batch={recipe.train.batch}", f"steps={10**9}"]
+    own = load_recipe(gan.TrainRecipe, "digits", words, STUDENT_RECIPES)
+    images = data.load(own.data)
+    fresh = gan.fresh(own, images, accelerator.device)
+    adversarial = gan.train(fresh, images, own, accelerator)
+    return lambda: next(refined), lambda: next(adversarial)
+
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # What a recipe would set on this machine; channels-last gains nothing on a CPU (measured).
-SHIPPED = {"precision": "bf16", "compile": True, "channels_last": torch.cuda.is_available()}
+SHIPPED = {
+    "precision": "bf16" if torch.cuda.is_available() or bf16_is_fast() else "no",
+    "compile": True,
+    "channels_last": torch.cuda.is_available(),
+}
 
 
 def run(arguments: argparse.Namespace) -> tuple[Rows, dict[str, Any]]:
@@ -106,30 +134,36 @@ def run(arguments: argparse.Namespace) -> tuple[Rows, dict[str, Any]]:
     rows, facts = [], {}
     for name in arguments.networks:
         facts[name] = {}
-        for column, keys in (("algorithm", {}), ("shipped", SHIPPED)):
+        for column, loops in _loops(name).items():
             note(f"{name}, {column}")
-            instructor, batch = NETWORKS[name]()
-            instructor.eval().requires_grad_(False).to(DEVICE)
-            theirs = AuthorsLoop(instructor, batch).update
-            copied = full_copy(instructor).requires_grad_(False)  # compiled on one side alone
-            mine, other, ratio = paired(
-                _synchronised(ours(copied, batch, keys)),
-                _synchronised(theirs),
-                arguments.rounds,
-                arguments.calls,
-            )
-            facts[name][column] = {"ours": mine, "authors": other, "ratio": ratio}
+            this, that = (_synchronised(each) for each in loops())
+            mine, other, ratio = paired(this, that, arguments.rounds, arguments.calls)
+            facts[name][column] = {"ours": mine, "theirs": other, "ratio": ratio}
             rows.append(
                 {
                     "network": name,
                     "column": column,
                     "ours": f"{1000 * mine:.0f} ms",
-                    "authors": f"{1000 * other:.0f} ms",
-                    "ratio": f"{ratio:.2f}",
+                    "theirs": f"{1000 * other:.0f} ms",
+                    "theirs / ours": f"{ratio:.2f}",
                 }
             )
             AcceleratorState._reset_state(reset_partial_state=True)
     return rows, facts
+
+
+def _loops(name: str) -> dict[str, Callable[[], tuple[Any, Any]]]:
+    """What makes this loop's update and the other's, by column."""
+    if name == "gan":
+        return {"refinement": refinement}
+
+    def pair(keys: dict[str, Any]) -> tuple[Any, Any]:
+        instructor, batch = NETWORKS[name]()
+        instructor.eval().requires_grad_(False).to(DEVICE)
+        copied = full_copy(instructor).requires_grad_(False)  # compiled on one side alone
+        return ours(copied, batch, keys), AuthorsLoop(instructor, batch).update
+
+    return {"algorithm": lambda: pair({}), "shipped": lambda: pair(SHIPPED)}
 
 
 def _synchronised(update: Callable[[], Any]) -> Callable[[], None]:
@@ -142,8 +176,9 @@ def _synchronised(update: Callable[[], Any]) -> Callable[[], None]:
 
 
 if __name__ == "__main__":
+    names = [*NETWORKS, "gan"]
     options: dict[str, dict[str, Any]] = {
-        "--networks": {"nargs": "+", "choices": list(NETWORKS), "default": list(NETWORKS)},
+        "--networks": {"nargs": "+", "choices": names, "default": names},
         "--rounds": {"type": int, "default": 7, "help": "rounds of either loop [%(default)s]"},
         "--threads": {"type": int, "default": 1, "help": "of the processor [%(default)s]"},
         "--calls": {"type": int, "default": 3, "help": "updates per round [%(default)s]"},

@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from distill.preflight import check, read, settle
 from distill.recipe import Recipe
 from instil.config import load_recipe
 from instil.errors import InstilError, command
@@ -30,6 +31,11 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--check", action="store_true", help="only check the recipe, in a second")
     parser.add_argument("--dry-run", action="store_true", help="say what it would cost, and stop")
+    parser.add_argument("--processes", type=int, metavar="N", help="of --dry-run, one per device")
+    parser.add_argument(
+        "--speed", type=float, metavar="IMAGES/S", help="of a process: --dry-run says the hours"
+    )
+    parser.add_argument("--images", type=float, metavar="N", help="that the hours are for")
     parser.add_argument("--json", metavar="PATH", help="also write the final table there")
     arguments = parser.parse_intermixed_args(argv)
     if "=" in (arguments.resume or ""):  # `--resume train.steps=9`: a change, not a folder
@@ -39,11 +45,13 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.check:
         print(f"{recipe.name}: the recipe is sound")
         return 0
+    if arguments.resume is None:
+        check(recipe)
     from distill.session import session  # torch and diffusers take seconds to import
     from instil.report import write_json
 
     if arguments.dry_run:
-        return _dry_run(recipe, arguments.json)
+        return _dry_run(recipe, arguments)
     report = session(recipe, arguments.resume)
     if arguments.json:
         write_json(Path(arguments.json), report)
@@ -61,23 +69,35 @@ def _recipe(words: list[str], resume: str | None) -> Recipe:
             Path(resume) if (Path(resume) / "recipe.yaml").exists() else Path(resume).parents[1]
         )
         source = str(folder / "recipe.yaml")
-    return load_recipe(Recipe, source, changes, RECIPES)
+    recipe = load_recipe(Recipe, source, changes, RECIPES)
+    if recipe.preflight is None or resume is not None:
+        return recipe
+    before = load_recipe(Recipe, source, [f"preflight={recipe.preflight}"], RECIPES)
+    settled = settle(before, read(recipe.preflight))
+    print(f"from {recipe.preflight}: {', '.join(settled) or 'nothing to change'}")
+    return load_recipe(Recipe, source, [*settled, *changes], RECIPES)
 
 
-def _dry_run(recipe: Recipe, json: str | None) -> int:
-    from accelerate import Accelerator
-
-    from distill.build import build, prepared
-    from distill.plan import plan
+def _dry_run(recipe: Recipe, arguments: argparse.Namespace) -> int:
+    from distill.plan import plan, rows
     from instil.report import show, write_json
+    from instil.run import accelerator_for
 
-    accelerator = Accelerator()
-    instructor = prepared(recipe, accelerator.device)
-    student = build(recipe, instructor).student
-    facts = plan(recipe, instructor, student, accelerator.num_processes)
-    show(f"{recipe.name}: nothing was run", [{"what": k, "value": v} for k, v in facts.items()])
-    if json:
-        write_json(Path(json), facts)
+    for option in ("processes", "speed", "images"):
+        value = getattr(arguments, option)
+        if value is not None and not value > 0:
+            raise InstilError(f"--{option} {value:g}: expected more than 0")
+    accelerator = accelerator_for(recipe.train.precision, (), recipe.output)
+    train = recipe.train.replace(precision=accelerator.mixed_precision)
+    facts = plan(
+        recipe.replace(train=train.model_dump(mode="json")),
+        arguments.processes or accelerator.num_processes,
+        arguments.speed,
+        arguments.images,
+    )
+    show(f"{recipe.name}: nothing was run", rows(facts))
+    if arguments.json:
+        write_json(Path(arguments.json), facts)
     return 0
 
 

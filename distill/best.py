@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from instil.checkpoint import read_tensors, write_tensors
+from instil.processes import on_main
 
 
 class Best:
@@ -36,10 +37,7 @@ class Best:
         """
         before = self.path
         if self._compare(step, distances):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_tensors(self.path, modules[self.name].state_dict())
-            if before != self.path:
-                before.unlink(missing_ok=True)
+            on_main(lambda: self._write(before, modules[self.name]))
 
     @property
     def path(self) -> Path:
@@ -49,6 +47,12 @@ class Best:
     def restore(self, module: nn.Module) -> None:
         """Put the weights into a module."""
         module.load_state_dict(read_tensors(self.path))
+
+    def _write(self, before: Path, module: nn.Module) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_tensors(self.path, module.state_dict())
+        if before != self.path:
+            before.unlink(missing_ok=True)
 
     def _path(self, step: int, name: str) -> Path:
         return self.folder / f"step-{step:08d}-{name}.safetensors"

@@ -2,13 +2,15 @@
 
 import torch
 
-from distill.fake_score import full_copy
+from distill.fake_score import copy_of
+from distill.memory import halve_frozen, recompute_activations
 from distill.recipe import FewStep as FewStepRecipe
 from distill.recipe import OneStep as OneStepRecipe
 from distill.recipe import Recipe
 from distill.trainer import State
 from distill.warm_start import warm_start
 from instil.errors import InstilError
+from instructors.denoiser import Denoiser
 from instructors.load import Instructor
 from instructors.prepare import prepare
 from students.few_step import FewStep
@@ -19,7 +21,14 @@ from students.student import Student
 
 
 def build(recipe: Recipe, instructor: Instructor, fresh: bool = True) -> State:
-    """The state before the first update: the fake, and most students, are copies of the instructor.
+    """The state before the first update; arguments and errors are those of `networks`."""
+    return State.fresh(*networks(recipe, instructor, fresh), recipe)
+
+
+def networks(
+    recipe: Recipe, instructor: Instructor, fresh: bool = True
+) -> tuple[Student, Denoiser]:
+    """Student and fake score: the fake, and most students, are copies of the instructor.
 
     Args:
         recipe: What to build.
@@ -31,7 +40,7 @@ def build(recipe: Recipe, instructor: Instructor, fresh: bool = True) -> State:
         InstilError: The recipe does not fit the instructor, or the weights named in it do not.
     """
     student = _student(recipe, instructor)
-    fake = full_copy(instructor.denoiser)
+    fake = copy_of(instructor.denoiser, recipe.fake.lora, recipe.train.seed, "fake.lora")
     if recipe.fake.guidance != 1:
         try:
             fake.null(1)
@@ -41,16 +50,27 @@ def build(recipe: Recipe, instructor: Instructor, fresh: bool = True) -> State:
         warm_start(student, recipe.student.init, "student")
     if fresh and recipe.fake.init:
         warm_start(fake, recipe.fake.init, "fake")
-    return State.fresh(student, fake, recipe)
+    parts = (instructor.denoiser, fake, student)
+    if recipe.train.frozen == "bf16":
+        if recipe.train.precision == "no":
+            raise InstilError("train.frozen: bf16 needs train.precision=bf16")
+        for each in parts:
+            halve_frozen(each)
+    if recipe.train.checkpointing:  # the trainer does it again; here it is refused in time
+        for each in parts:
+            recompute_activations(each)
+    return student, fake
 
 
-def prepared(recipe: Recipe, device: torch.device) -> Instructor:
-    """The recipe's instructor.
+def prepared(recipe: Recipe, device: torch.device, weights: bool = True) -> Instructor:
+    """The recipe's instructor; without weights, its shapes alone, on the meta device.
 
     Raises:
         InstilError: The recipe does not fit it, or its samples cannot be seen.
     """
-    found = prepare(recipe.instructor, recipe.conditioning, recipe.blend, recipe.side, device)
+    found = prepare(
+        recipe.instructor, recipe.conditioning, recipe.blend, recipe.side, device, weights
+    )
     if recipe.evaluation.clip and not found.prior.prompts:
         raise InstilError("evaluation.clip: this instructor has no prompts; leave it out")
     channels, *_ = found.codec.image_shape(found.denoiser.shape)
@@ -64,10 +84,13 @@ def prepared(recipe: Recipe, device: torch.device) -> Instructor:
 
 def _student(recipe: Recipe, instructor: Instructor) -> Student:
     what = recipe.student
-    if isinstance(what, OneStepRecipe):
-        return OneStep(full_copy(instructor.denoiser), what.sigma)
-    if isinstance(what, FewStepRecipe):
-        return FewStep(full_copy(instructor.denoiser), what.sigmas).train()
-    student = load_student(what).to(next(instructor.denoiser.parameters()).device)
-    check(student, instructor.denoiser, what.weights)
+    if isinstance(what, OneStepRecipe | FewStepRecipe):
+        mine = copy_of(instructor.denoiser, what.lora, recipe.train.seed, "student.lora")
+        if isinstance(what, OneStepRecipe):
+            return OneStep(mine, what.sigma)
+        return FewStep(mine, what.sigmas).train()
+    device = next(instructor.denoiser.parameters()).device
+    student = load_student(what).to(device)
+    if device.type != "meta":  # a plan's instructor makes no images to compare with
+        check(student, instructor.denoiser, what.weights)
     return student.requires_grad_(True).train()  # running statistics follow as they did

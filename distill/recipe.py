@@ -17,6 +17,7 @@ from instil.config import Config, by_kind
 from instil.levels import KarrasUniform, Levels
 from instil.optimizer import Adam
 from instructors.conditioning import Blending, Conditioning
+from instructors.lora import Lora
 from students.source import Source
 
 
@@ -27,11 +28,13 @@ class OneStep(Config):
         sigma: The noise level it is read at.
         init: Weights to start from instead of the instructor's: a run, a checkpoint, or one of its
             `.safetensors` files, such as an average.
+        lora: Train adapters beside the instructor's own weights; None trains a full copy.
     """
 
     kind: Literal["one_step"] = "one_step"
     sigma: PositiveFloat = 2.5
     init: str | None = None
+    lora: Lora | None = None
 
 
 class FewStep(Config):
@@ -39,10 +42,12 @@ class FewStep(Config):
 
     Attributes:
         sigmas: The noise levels it is read at, falling.
+        lora: As of a one-step student.
     """
 
     kind: Literal["few_step"] = "few_step"
     sigmas: Annotated[tuple[PositiveFloat, ...], Field(min_length=1, strict=False)] = (2.5, 0.6)
+    lora: Lora | None = None
 
 
 class Generator(Source):
@@ -71,6 +76,7 @@ class FakeScore(Config):
             start as the instructor needs them: until the fake score knows its law, the gap to the
             instructor says nothing about it.
         init: Weights to start from instead of the instructor's, as `student.init`.
+        lora: Train adapters beside the instructor's own weights; None trains a full copy.
     """
 
     updates: PositiveInt = 1
@@ -80,6 +86,7 @@ class FakeScore(Config):
     optimizer: Adam = Adam()
     warmup: NonNegativeInt = 0
     init: str | None = None
+    lora: Lora | None = None
 
     @property
     def shared(self) -> bool:
@@ -94,22 +101,32 @@ class Train(Config):
         steps: Student updates.
         batch: Images per update, over all processes.
         accumulation: Micro-batches per update, on each process.
+        memory: Of a device, such as `24 GiB`: takes the fewest micro-batches that fit by the plan,
+            whatever `accumulation` says. What the plan does not see needs room beside it.
         precision: Autocast of the networks; None takes what `accelerate launch` was told.
         compile: Compile the networks; the first updates take minutes.
         channels_last: Lay out images with their channels innermost, as tensor cores like it.
+        checkpointing: Recompute the activations of denoisers in backward passes, not keep them.
+        frozen: Numbers of the instructor's weights, which adapters share; bf16 needs
+            precision=bf16, under which it changes nothing.
         seed: Of every random number.
         averages: Half-lives, in images, of the averages of the student that are kept.
+        averages_on: Where they are kept: on the CPU they are copied for every measurement.
         rampup: A half-life is at most this fraction of the images seen so far.
     """
 
     steps: PositiveInt = 2_000
     batch: PositiveInt = 128
     accumulation: PositiveInt = 1
+    memory: Annotated[str, Field(pattern=r"^\d+(\.\d+)? ?[MG]i?B$")] | None = None
     precision: Literal["no", "bf16"] | None = None
     compile: bool = False
     channels_last: bool = False
+    checkpointing: bool = False
+    frozen: Literal["float32", "bf16"] = "float32"
     seed: Annotated[int, Field(ge=0)] = 0
     averages: Annotated[tuple[NonNegativeFloat, ...], Field(min_length=1)] = (10_000.0, 50_000.0)
+    averages_on: Literal["device", "cpu"] = "device"
     rampup: PositiveFloat = 0.05
 
 
@@ -137,6 +154,8 @@ class Recipe(Method):
     Attributes:
         name: Of the run's folder.
         instructor: As `instructors.load.load` takes it; fake and student are copies of it.
+        preflight: A file of `python -m eval preflight`; what it settles replaces what the recipe
+            says, and is replaced by the command line.
         side: Height and width of its samples, for networks that take any; None for its own.
         conditioning: What it is asked for.
         blend: Further instructors.
@@ -152,6 +171,7 @@ class Recipe(Method):
 
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
     instructor: str
+    preflight: str | None = None
     side: PositiveInt | None = None
     conditioning: Conditioning = Conditioning()
     blend: Blending | None = None
@@ -164,9 +184,13 @@ class Recipe(Method):
     pictures_every: PositiveInt = 500
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
 
-    # What may differ when a run is resumed: nothing a weight depends on.
+    # What may differ when a run is resumed: nothing a weight depends on, but for the order of sums.
     MAY_CHANGE: ClassVar[tuple[str, ...]] = (
         "train.steps",
+        "train.accumulation",
+        "train.memory",
+        "train.checkpointing",
+        "train.averages_on",
         "evaluation",
         "output",
         "log_every",

@@ -7,12 +7,14 @@ from typing import Any
 import yaml
 
 from distill.build import build, prepared
+from distill.plan import within
 from distill.recipe import Generator, Recipe
 from distill.trainer import micro_batch, train
 from distill.watch import Watch
 from eval.clip import Clip
 from eval.yardstick import Yardstick
 from instil import run
+from instil.processes import on_main
 from instil.report import note
 
 
@@ -32,16 +34,17 @@ def session(recipe: Recipe, resume: str | None = None) -> dict[str, Any]:
     """
     accelerator = run.accelerator_for(recipe.train.precision, recipe.trackers, recipe.output)
     device, main = accelerator.device, accelerator.is_main_process
-    micro_batch(recipe, accelerator.num_processes)
     resolved = recipe.train.replace(precision=accelerator.mixed_precision)
     recipe = recipe.replace(train=resolved.model_dump(mode="json"))
+    recipe = on_main(lambda: within(recipe, accelerator.num_processes))
+    micro_batch(recipe, accelerator.num_processes)
     instructor = prepared(recipe, device)
     state = build(recipe, instructor, fresh=resume is None)
     start = None
     if isinstance(recipe.student, Generator):  # to be compared with in the end
         start = copy.deepcopy(state.student).eval()
     yardstick = None
-    if main and recipe.evaluation.extractor:
+    if recipe.evaluation.extractor:
         yardstick = Yardstick(recipe.evaluation, instructor, device)
     clip = Clip(recipe.evaluation.clip, device) if main and recipe.evaluation.clip else None
     facts = {"instructor_weights": instructor.card.sha256}
@@ -55,17 +58,16 @@ def session(recipe: Recipe, resume: str | None = None) -> dict[str, Any]:
         )
     watch = Watch(recipe, state, start, instructor, yardstick, clip, this)
     began = time.perf_counter()
-    if state.step == 0 and main:
+    if state.step == 0:
         watch.look(0)
     reports = train(state, instructor.denoiser, recipe, accelerator, instructor.prior)
     for report in this.follow(reports):
-        if main:
-            with this.monitor.paused():
-                watch.look(report.step)
-        if watch.may_stop(report.step) and run.on_main(accelerator, lambda: watch.stalled):
+        with this.monitor.paused():
+            watch.look(report.step)
+        if watch.may_stop(report.step) and watch.stalled:
             this.save()
             break
     seconds = time.perf_counter() - began
-    found = run.on_main(accelerator, lambda: watch.finish(seconds, accelerator))
+    found = watch.finish(seconds, accelerator)
     run.finish(accelerator)
     return found

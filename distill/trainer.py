@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from distill.divergences import Divergence
+from distill.memory import recompute_activations
 from distill.recipe import Method
 from instil.average import Average
 from instil.draws import Draws
@@ -48,9 +49,11 @@ class State:
     @classmethod
     def fresh(cls, student: Student, fake: Denoiser, method: Method) -> "State":
         """The state before the first update."""
+        train = method.train
+        device = "cpu" if train.averages_on == "cpu" else None
         return cls(
             student,
-            [Average(student, half, method.train.rampup) for half in method.train.averages],
+            [Average(student, half, train.rampup, device) for half in train.averages],
             fake,
             method.optimizer.build(student),
             method.fake.optimizer.build(fake),
@@ -293,6 +296,8 @@ def micro_batch(method: Method, processes: int) -> int:
 
 def _arrange(module: nn.Module, method: Method) -> None:
     """Memory layout and compilation of the networks inside a student or denoiser, in place."""
+    if method.train.checkpointing:
+        recompute_activations(module)
     if method.train.channels_last:
         module.to(memory_format=torch.channels_last)
     if method.train.compile:

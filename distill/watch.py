@@ -8,6 +8,7 @@ import yaml
 from accelerate import Accelerator
 
 from distill.best import Best
+from distill.monitors import fresh_samples, gauge, panels, signs
 from distill.plan import forwards_per_update
 from distill.recipe import Generator, Recipe
 from distill.trainer import State
@@ -15,6 +16,8 @@ from eval.clip import Clip
 from eval.images import Sampler, generate, instructor_sampler, student_sampler
 from eval.plots import run_curves
 from eval.yardstick import QUICK_SEEDS, Yardstick
+from instil.data import to_uint8
+from instil.processes import on_main
 from instil.report import (
     environment,
     note,
@@ -33,7 +36,10 @@ COLUMNS, ROWS = 10, 8  # of each half of a picture
 
 
 class Watch:
-    """What is seen of a run, on the first process: quick distances, pictures, the final report."""
+    """What is seen of a run: quick distances, pictures, the final report.
+
+    Every process has one and calls it at the same steps: they share the work; the first one writes.
+    """
 
     def __init__(
         self,
@@ -52,8 +58,8 @@ class Watch:
         self.instructor_sampler = instructor_sampler(
             instructor.denoiser, recipe.evaluation.instructor_steps, self.prior, self.codec
         )
-        self.instructor_sheet = self._sheet(self.instructor_sampler)
-        self.best = Best(this.folder / "best", this.monitor.records())
+        self.instructor_pixels = self._pixels(self.instructor_sampler)
+        self.best = Best(this.folder / "best", on_main(this.monitor.records))
 
     def look(self, step: int) -> None:
         """Measure and draw when it is time to."""
@@ -64,18 +70,20 @@ class Watch:
             if self.recipe.evaluation.patience:
                 self.best.offer(step, distances, self._averages())
         if step % self.recipe.pictures_every == 0 or last:
-            best = self.state.averages[0].module
-            self._picture(best, self.run.folder / "samples" / f"step-{step:08d}.png")
+            best = self.state.averages[0].on(self.device)
+            pixels = self._pixels(self._sampler(best))
+            self._picture(pixels, self.run.folder / "samples" / f"step-{step:08d}.png")
+            on_main(lambda: self._monitor(step, pixels))
 
     def may_stop(self, step: int) -> bool:
-        """Whether the run may have stalled at this step; the same on every process."""
+        """Whether the run may have stalled at this step."""
         evaluation = self.recipe.evaluation
         measured = bool(evaluation.extractor and evaluation.every and evaluation.patience)
         return measured and step % (evaluation.every or 1) == 0
 
     @property
     def stalled(self) -> bool:
-        """Whether the last measurements brought nothing new; known to the first process."""
+        """Whether the last measurements brought nothing new."""
         return self.best.stale >= (self.recipe.evaluation.patience or 0)
 
     def finish(self, seconds: float, accelerator: Accelerator) -> dict[str, Any]:
@@ -106,38 +114,46 @@ class Watch:
                 report["start"] = {"nfe": self.start.nfe} | yardstick.score(samplers["start"])
             for name, each in samplers.items():
                 report[name]["images_per_second"] = round(yardstick.speed(each), 1)
-        if self.clip:
+        if recipe.evaluation.clip:
             for name, each in (("instructor", self.instructor_sampler), ("student", sampler)):
-                report[name]["clip"] = self._clip_score(self.clip, each)
-        write_json(folder / "report.json", report)
-        self._picture(student, folder / "samples" / "final.png")
+                report[name]["clip"] = self._clip_score(each)
+        pixels = self._pixels(sampler)
+        self._picture(pixels, folder / "samples" / "final.png")
         if self.start is not None:
-            before = self._sheet(self._sampler(self.start))
-            self._picture(student, folder / "samples" / "before-after.png", before)
+            before = self._pixels(self._sampler(self.start))
+            self._picture(pixels, folder / "samples" / "before-after.png", before)
+        return on_main(lambda: self._write(report, student))
+
+    def _write(self, report: dict[str, Any], student: Student) -> dict[str, Any]:
+        """Leave the report, its curves and the student in the run's folder."""
+        folder = self.run.folder
+        write_json(folder / "report.json", report)
         run_curves(self.run.monitor.records(), report, folder / "curves.png")
         export(student, folder / "student", self._card(report), self.instructor.card.folder)
         show_report(report)
         note(f"student: {folder / 'student'}   pictures: {folder / 'samples'}")
         return report
 
-    def _clip_score(self, clip: Clip, sampler: Sampler) -> float:
+    def _clip_score(self, sampler: Sampler) -> float:
         """Mean CLIP score of images of the prompts in turn."""
         count, prompts = self.recipe.evaluation.quick_samples, self.prior.prompts
         batch = self.recipe.evaluation.batch
         pixels = generate(sampler, 0, count, self.device, batch)
-        return clip(pixels, [prompts[k % len(prompts)] for k in range(count)]).mean().item()
+        asked = [prompts[k % len(prompts)] for k in range(count)]
+        clip: Any = self.clip  # the first process has it
+        return on_main(lambda: clip(pixels, asked).mean().item())
 
     def _choose(self) -> tuple[str, Student]:
         """The average with the least quick distance, and its name; the longest if none is known."""
-        averages = self._averages()
-        if self.yardstick is None:
-            return list(averages.items())[-1]
-        if self.best.name:
-            self.best.restore(averages[self.best.name])
-            return self.best.name, averages[self.best.name]
-        distances = self._quick(self.yardstick)
-        best = min(distances, key=lambda name: distances[name])
-        return best, averages[best]
+        averages = {f"{a.halflife_images:g}": a for a in self.state.averages}
+        name = list(averages)[-1]
+        if self.yardstick and self.best.name:
+            name = self.best.name
+            self.best.restore(averages[name].module)
+        elif self.yardstick:
+            distances = self._quick(self.yardstick)
+            name = min(distances, key=lambda each: distances[each])
+        return name, averages[name].on(self.device)
 
     def _chosen_step(self) -> int:
         return self.best.step if self.best.name else self.state.step
@@ -147,24 +163,42 @@ class Watch:
 
     def _quick(self, yardstick: Yardstick) -> dict[str, float]:
         return {
-            f"{average.halflife_images:g}": yardstick.quick(self._sampler(average.module))
+            f"{average.halflife_images:g}": yardstick.quick(self._sampler(average.on(self.device)))
             for average in self.state.averages
         }
 
     def _sampler(self, student: Student) -> Sampler:
         return student_sampler(student, self.prior, self.codec)
 
-    def _sheet(self, sampler: Sampler) -> torch.Tensor:
+    def _pixels(self, sampler: Sampler) -> torch.Tensor:
         batch = min(COLUMNS * ROWS, self.recipe.evaluation.batch)
-        pixels = generate(sampler, QUICK_SEEDS, COLUMNS * ROWS, self.device, batch)
-        return sheet(pixels, COLUMNS)
+        return generate(sampler, QUICK_SEEDS, COLUMNS * ROWS, self.device, batch)
 
-    def _picture(self, student: Any, path: Path, left: torch.Tensor | None = None) -> None:
-        """Instructor, or another sheet, on the left; student on the right, from the same seeds."""
-        left = self.instructor_sheet if left is None else left
-        sheets = [left, self._sheet(self._sampler(student))]
-        side = self.codec.image_shape(student.shape)[-1]
-        save_picture(sheets, path, zoom=max(1, 32 // side))
+    def _picture(self, pixels: torch.Tensor, path: Path, left: torch.Tensor | None = None) -> None:
+        """The instructor's images, or others, on the left; the student's, of the same seeds."""
+        left = self.instructor_pixels if left is None else left
+        sheets = [sheet(each, COLUMNS) for each in (left, pixels)]
+        on_main(lambda: save_picture(sheets, path, self._zoom()))
+
+    def _zoom(self) -> int:
+        return max(1, 32 // self.codec.image_shape(self.instructor.denoiser.shape)[-1])
+
+    def _monitor(self, step: int, pixels: torch.Tensor) -> None:
+        """Compare fake and instructor on fresh samples, draw both, and say what looks wrong."""
+        state, denoiser = self.state, self.instructor.denoiser
+        batch = min(64, self.recipe.evaluation.batch)
+        samples, condition = fresh_samples(state.student, self.prior, 64, batch, self.device)
+        gauges = gauge(samples, condition, denoiser, state.fake, batch)
+        few = slice(min(COLUMNS, batch))
+        drawn = panels(samples[few], condition.rows(few), denoiser, state.fake)
+        sheets = [sheet(to_uint8(self.codec.decode(each)).cpu(), COLUMNS) for each in drawn]
+        save_picture(sheets, self.run.folder / "denoised" / f"step-{step:08d}.png", self._zoom())
+        records = self.run.monitor.records()
+        distances = [record["fd"] for record in records if "fd" in record]
+        found = signs(pixels, self.instructor_pixels, distances, gauges) if step else []
+        self.run.monitor.write({"step": step, "gauges": gauges.record(), "signs": found})
+        for sign in found:
+            note(f"step {step}: {sign}")
 
     def _card(self, report: dict[str, Any]) -> dict[str, Any]:
         card = self.instructor.card

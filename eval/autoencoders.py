@@ -14,7 +14,6 @@ space that its Jacobian spans, with angles to the data of its own.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,13 +22,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from eval.curves import Estimate, LossCurve, denoising_loss_curve, loss_gap
 from eval.latents import Levels, principal_angles
-from eval.samples import floats
+from instil.data import floats
 from instil.draws import Draws
 from instil.errors import InstilError
 from instil.report import track
 from instructors.codec import Autoencoder as Codec
 from instructors.denoiser import Denoiser
-from instructors.load import read_json, read_model
+from instructors.load import read_autoencoder
 
 
 @dataclass(frozen=True)
@@ -48,11 +47,14 @@ class Autoencoder:
 KINDS = ("AutoencoderKL", "AutoencoderTiny")
 
 
-def load_autoencoder(source: str, shape: tuple[int, ...], device: torch.device) -> Autoencoder:
-    """An autoencoder that diffusers saved, frozen; a latent is the mean of its law.
+def load_codec(
+    source: str, kinds: Sequence[str], shape: tuple[int, ...], device: torch.device
+) -> Codec:
+    """An autoencoder that diffusers saved, frozen.
 
     Args:
         source: The folder of the model, or of a pipeline with a `vae` in it.
+        kinds: The classes it may be of.
         shape: Of the images it is for.
         device: Where it is put.
 
@@ -60,17 +62,7 @@ def load_autoencoder(source: str, shape: tuple[int, ...], device: torch.device) 
         InstilError: There is none, it is not of a supported class, or it does not give images of
             that shape back.
     """
-    folders = [Path(source), Path(source) / "vae"]
-    where = next((each for each in folders if (each / "config.json").is_file()), None)
-    if where is None:
-        raise InstilError(
-            f"{source}: holds no config.json and no vae/config.json; expected the folder of a "
-            "diffusers autoencoder (`hf download NAME --local-dir DIR` makes one)"
-        )
-    kind = read_json(where / "config.json").get("_class_name")
-    if kind not in KINDS:
-        raise InstilError(f"{source}: a {kind} is not supported; supported: {', '.join(KINDS)}")
-    network = read_model(source, where, str(kind))
+    network = read_autoencoder(source, kinds)
     codec = Codec(network).requires_grad_(False).eval().to(device)
     channels = network.config.in_channels
     if channels != shape[0]:
@@ -84,6 +76,12 @@ def load_autoencoder(source: str, shape: tuple[int, ...], device: torch.device) 
         raise InstilError(
             f"{source}: gives images of the shape {back} back for {shape}; crop or resize them"
         )
+    return codec
+
+
+def load_autoencoder(source: str, shape: tuple[int, ...], device: torch.device) -> Autoencoder:
+    """As `load_codec`; a latent is the mean of its law."""
+    codec = load_codec(source, KINDS, shape, device)
     return Autoencoder(codec.encode, codec.decode)
 
 

@@ -42,7 +42,8 @@ from eval.curves import (
     noised_losses,
     square,
 )
-from eval.samples import check_samples, digest, floats
+from eval.samples import check_samples, digest
+from instil.data import floats
 from instil.draws import Draws
 from instil.errors import InstilError
 from instructors.analytic import Mixture
@@ -308,6 +309,16 @@ class VAEBound:
         return self.total >= 1
 
 
+def check_noise(weight_noise: float) -> None:
+    """Refuse noise of decoders that is none.
+
+    Raises:
+        InstilError: It is not positive.
+    """
+    if not 0 < weight_noise < math.inf:
+        raise InstilError(f"weight noise {weight_noise:g}: expected a positive number")
+
+
 def gaussian_code_kl(mean: Tensor, std: Tensor) -> Tensor:
     """KL(N(mean, std^2) || N(0, I)) of every sample, (N,), from (N, …) of independent features."""
     each = std**2 + mean**2 - 1 - 2 * std.log()
@@ -326,6 +337,8 @@ def vae_bound(
     subgaussian: float = 0.5,
     draws: int = 8,
     seed: int = 0,
+    count: int | None = None,
+    batch: int = 256,
 ) -> VAEBound:
     """(2) for the mean squared error of images in [0, 1] and a decoder with noise on its weights.
 
@@ -342,13 +355,14 @@ def vae_bound(
         subgaussian: R; 1/2 is right for every loss between 0 and 1.
         draws: Decoders and codes per sample.
         seed: Of all noise.
+        count: m, where `samples` are only some of them; None where they are all.
+        batch: Images at once.
 
     Raises:
         InstilError: The noise is not positive, or samples leave [0, 1].
         ValueError: `initial` has other parameters than the decoder.
     """
-    if not 0 < weight_noise < math.inf:
-        raise InstilError(f"weight noise {weight_noise:g}: expected a positive number")
+    check_noise(weight_noise)
     for each in (samples, held_out):
         check_samples(each)
         if each.min() < 0 or each.max() > 1:
@@ -361,32 +375,37 @@ def vae_bound(
         raise ValueError("initial: expected the decoder's own parameters, by name")
     moved = sum((weights[n] - initial[n]).double().square().sum().item() for n in weights)
     information = moved / (2 * weight_noise**2)
-    mean, std = encode(samples)
-    kl = gaussian_code_kl(mean, std).double()
+    device = next(iter(weights.values())).device
+    coded = [encode(some.to(device)) for some in samples.split(batch)]
+    mean, std = (torch.cat(parts) for parts in zip(*coded, strict=True))
+    kl = gaussian_code_kl(mean, std).double().cpu()
     rebuilt, direct = torch.zeros(len(samples)), torch.zeros(len(held_out))
     for draw in range(draws):
         shaken = {
             name: weight
             + weight_noise
-            * Draws.of_range(seed, draw, 0, 1)
+            * Draws.of_range(seed, draw, 0, 1, device)
             .normal(name, (weight.numel(),), weight.dtype)
             .view_as(weight)
             for name, weight in weights.items()
         }
 
         def loss(images: Tensor, codes: Tensor, given: Mapping[str, Tensor] = shaken) -> Tensor:
-            made = functional_call(decoder, dict(given), (codes,))
-            return (made.clamp(0, 1) - images).square().flatten(1).mean(1)
+            parts = []
+            for some, code in zip(images.split(batch), codes.split(batch), strict=True):
+                made = functional_call(decoder, dict(given), (code,)).clamp(0, 1)
+                parts.append((made - some.to(device)).square().flatten(1).mean(1).cpu())
+            return torch.cat(parts)
 
         shape = tuple(mean.shape[1:])
-        noise = Draws.of_range(seed, draw, 0, len(mean)).normal("code", shape, mean.dtype)
+        noise = Draws.of_range(seed, draw, 0, len(mean), device).normal("code", shape, mean.dtype)
         rebuilt += loss(samples, mean + std * noise) / draws
-        prior = Draws.of_range(seed, draw, 0, len(held_out)).normal("prior", shape, mean.dtype)
-        direct += loss(held_out, prior) / draws
+        others = Draws.of_range(seed, draw, 0, len(held_out), device)
+        direct += loss(held_out, others.normal("prior", shape, mean.dtype)) / draws
     scale = math.sqrt(2) * subgaussian
     return VAEBound(
         Estimate.of(rebuilt),
         Estimate.of(scale * kl.sqrt()),
-        scale * math.sqrt(information / len(samples)),
+        scale * math.sqrt(information / (count or len(samples))),
         Estimate.of(direct),
     )

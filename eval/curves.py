@@ -25,7 +25,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from eval.samples import check_samples, digest, floats, refuse_shared
+from eval.samples import check_samples, digest, refuse_shared
+from instil.data import floats
 from instil.draws import Draws
 from instil.errors import InstilError
 from instil.report import track

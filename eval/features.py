@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from instil import checkpoint, data
 from instil.draws import Draws
 from instil.errors import InstilError
+from instil.processes import shared
 
 EMBEDDED = Path(str(files("eval") / "extractors"))
 INCEPTION = "inception-v3-compat"
@@ -67,9 +68,8 @@ class Extractor:
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor, batch: int = 512) -> tuple[Tensor, Tensor]:
-        """Features (N, d) and logits (N, K) of uint8 images (N, C, H, W), in batches."""
-        parts = [self.forward(part) for part in pixels.split(batch)]
-        features, logits = zip(*parts, strict=True)
+        """Features (N, d) and logits (N, K) of uint8 images (N, C, H, W); processes share them."""
+        features, logits = zip(*shared(pixels.split(batch), self.forward), strict=True)
         return torch.cat(features), torch.cat(logits)
 
 

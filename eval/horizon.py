@@ -39,7 +39,8 @@ from eval.curves import (
     gaussian_loss_curve,
     loss_gap,
 )
-from eval.samples import check_samples, digest, floats
+from eval.samples import check_samples, digest
+from instil.data import floats
 from instil.draws import Draws
 from instil.errors import InstilError
 from instructors.analytic import Mixture, empirical, fit_gaussian
@@ -125,8 +126,14 @@ class Losses:
     seen: LossCurve | None = None
 
 
-def folds_of(count: int, folds: int, seed: int = 0) -> list[Tensor]:
+def folds_of(count: int, folds: int, seed: int = 0, strata: Tensor | None = None) -> list[Tensor]:
     """Row numbers of each fold: a random partition of `count` samples into nearly equal parts.
+
+    Args:
+        count: Samples.
+        folds: Parts.
+        seed: Of the partition.
+        strata: (count,) class of each sample; every part gets its share of each.
 
     Raises:
         InstilError: Fewer than two folds, or not two samples for each.
@@ -136,6 +143,9 @@ def folds_of(count: int, folds: int, seed: int = 0) -> list[Tensor]:
             f"folds: {folds} of {count} samples; expected at least 2 folds of 2 samples or more"
         )
     order = Draws.of_range(seed, 0, 0, count).uniform("fold").argsort()
+    if strata is not None:
+        order = order[strata[order].argsort(stable=True)]
+        return [order[first::folds].sort().values for first in range(folds)]
     return [part.sort().values for part in order.tensor_split(folds)]
 
 
@@ -148,6 +158,7 @@ def cross_fitted(
     folds: int = 5,
     trained: bool = True,
     condition: Condition = UNCONDITIONAL,
+    strata: Tensor | None = None,
     seed: int = 0,
     **options: Any,
 ) -> Losses:
@@ -162,6 +173,7 @@ def cross_fitted(
         trained: Whether `fit` trains on the rows. False says that the model was made elsewhere, of
             other samples: then only the reference is cross-fitted, and nothing is `seen`.
         condition: Of all N samples.
+        strata: As `folds_of` takes it.
         seed: Of folds and noise.
         options: Of `denoising_loss_curve`.
 
@@ -169,7 +181,7 @@ def cross_fitted(
         InstilError: As `denoising_loss_curve` and `folds_of`.
     """
     check_samples(samples)
-    parts = folds_of(len(samples), folds, seed)
+    parts = folds_of(len(samples), folds, seed, strata)
     shape, drawn = (len(samples), len(sigmas)), f"{digest(samples)}, {folds} folds, seed {seed}"
     model, law, seen = (torch.full(shape, torch.nan, dtype=torch.float64) for _ in range(3))
     for number, rows in enumerate(parts):

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from instil.data import to_uint8
 from instil.draws import Draws
+from instil.processes import shared
 from instructors.codec import Codec
 from instructors.denoiser import Denoiser
 from instructors.prior import Prior, labels
@@ -59,5 +60,11 @@ def batches(
 def generate(
     sampler: Sampler, start: int, count: int, device: torch.device | str = "cpu", batch: int = 250
 ) -> Tensor:
-    """The same as one uint8 tensor (count, C, H, W) on the CPU."""
-    return torch.cat([to_uint8(x).cpu() for x in batches(sampler, start, count, device, batch)])
+    """The same as one uint8 tensor (count, C, H, W) on the CPU; processes share the batches."""
+    end = start + count
+
+    def make(first: int) -> Tensor:
+        (images,) = batches(sampler, first, min(batch, end - first), device, batch)
+        return to_uint8(images).cpu()
+
+    return torch.cat(shared(range(start, end, batch), make))

@@ -18,8 +18,8 @@ from eval.autoencoders import (
     reuse_sigma,
 )
 from eval.curves import Estimate, cross_entropy
-from eval.samples import check_samples, compare_scales, distinct, floats, refuse_shared
-from instil.data import Images
+from eval.samples import check_samples, compare_scales, distinct, refuse_shared
+from instil.data import Images, floats
 from instil.draws import Draws
 from instil.errors import InstilError
 from instil.report import note

@@ -17,6 +17,7 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 from eval.features import Extractor
 from instil.data import Images, load
 from instil.errors import InstilError
+from instil.processes import on_main
 
 Statistics = dict[str, np.ndarray]
 
@@ -146,7 +147,7 @@ def distance(pixels: Tensor, reference: Reference) -> float:
     """Fréchet distance of images (N, C, H, W) uint8 to a reference."""
     features, _ = reference.extractor(pixels)
     features = reference.scale(features) if reference.scale else features
-    return frechet(_statistics(features), reference.statistics)
+    return on_main(lambda: frechet(_statistics(features), reference.statistics))
 
 
 def measure(pixels: Tensor, reference: Reference, labels: Tensor | None = None) -> dict[str, float]:
@@ -167,6 +168,16 @@ def measure(pixels: Tensor, reference: Reference, labels: Tensor | None = None) 
         copies: Share of images that repeat a reference image (`copy_rate`).
     """
     features, logits = reference.extractor(pixels)
+    return on_main(lambda: _figures(pixels, features, logits, reference, labels))
+
+
+def _figures(
+    pixels: Tensor,
+    features: Tensor,
+    logits: Tensor,
+    reference: Reference,
+    labels: Tensor | None,
+) -> dict[str, float]:
     features = reference.scale(features) if reference.scale else features
     result = {"fd": frechet(_statistics(features), reference.statistics)}
     if not reference.extractor.standardize:

@@ -32,7 +32,7 @@ from instil.errors import InstilError
 from instil.report import note
 from instructors.__main__ import RECIPES
 from instructors.codec import Codec
-from instructors.denoiser import UNCONDITIONAL, Condition, Denoiser, class_labels
+from instructors.denoiser import Condition, Denoiser, class_labels, labelled
 from instructors.load import Instructor, load
 from instructors.sampler import heun
 from instructors.train import TrainRecipe, fresh, train
@@ -107,24 +107,8 @@ class Outlook:
 
     def facts(self) -> dict[str, Any]:
         """For JSON; every estimate with its standard error."""
-        found = self.horizon
-        gap = found.memorization_gap
-        return {
-            "T_opt": asdict(found.best),
-            "T_eps": asdict(found.sufficient),
-            "gain": asdict(found.gain),
-            "memorization_gap": None if gap is None else asdict(gap),
-            "tolerance": found.tolerance,
-            "crossings": list(found.crossings),
-            "curve": {
-                "sigma": found.sigmas.tolist(),
-                "nats": found.nats.tolist(),
-                "stderr": found.stderr.tolist(),
-            },
-            "protocol": self.protocol,
-            "verdict": self.verdict,
-            "distil": self.distil,
-        }
+        said = {"protocol": self.protocol, "verdict": self.verdict, "distil": self.distil}
+        return horizon_facts(self.horizon) | said
 
     def rows(self) -> list[dict[str, str]]:
         """For the table."""
@@ -138,6 +122,24 @@ class Outlook:
             "crossings": ", ".join(f"{level:.3g}" for level in found.crossings) or "none",
         }
         return [{"figure": name, "value ± standard error": value} for name, value in values.items()]
+
+
+def horizon_facts(found: Horizon) -> dict[str, Any]:
+    """A certificate for JSON; every estimate with its standard error."""
+    gap = found.memorization_gap
+    return {
+        "T_opt": asdict(found.best),
+        "T_eps": asdict(found.sufficient),
+        "gain": asdict(found.gain),
+        "memorization_gap": None if gap is None else asdict(gap),
+        "tolerance": found.tolerance,
+        "crossings": list(found.crossings),
+        "curve": {
+            "sigma": found.sigmas.tolist(),
+            "nats": found.nats.tolist(),
+            "stderr": found.stderr.tolist(),
+        },
+    }
 
 
 def as_it_is(
@@ -337,7 +339,8 @@ def recipe_of(source: str, overrides: Sequence[str]) -> TrainRecipe:
 def fit(recipe: TrainRecipe, images: data.Images, accelerator: Accelerator) -> Denoiser:
     """What the recipe trains on these images: the average of its weights."""
     state = fresh(recipe, images, accelerator.device)
-    for _ in train(state, images, recipe, accelerator):
+    condition = labelled(images.labels)
+    for _ in train(state, images.pixels, condition, recipe, accelerator):
         pass
     return state.average.module
 
@@ -361,9 +364,7 @@ def _check_fit(images: data.Images, denoiser: Denoiser, source: str) -> None:
 
 
 def _condition(images: data.Images, classes: int) -> Condition:
-    if images.labels is None or not classes:
-        return UNCONDITIONAL
-    return Condition(label=images.labels)
+    return labelled(images.labels if classes else None)
 
 
 def _some(images: data.Images, question: Question, most: int | None = None) -> data.Images:

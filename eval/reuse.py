@@ -16,7 +16,7 @@ from torch import Tensor
 
 from eval.curves import Estimate, cross_entropy
 from eval.latents import principal_angles, relearn_threshold
-from eval.samples import floats
+from instil.data import floats
 from instil.errors import InstilError
 from instructors.analytic import DENSE, Mixture, fit_gaussian, principal_axes
 

@@ -6,16 +6,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from instil.data import to_float
+from instil.data import floats
 from instil.errors import InstilError
 from instil.report import note
-
-
-def floats(samples: Tensor) -> Tensor:
-    """uint8 images as float32 in [-1, 1]; float64 as it is; everything else as float32."""
-    if samples.dtype == torch.uint8:
-        return to_float(samples)
-    return samples if samples.dtype == torch.float64 else samples.float()
 
 
 def check_samples(samples: Tensor) -> None:

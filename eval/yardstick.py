@@ -16,6 +16,7 @@ from eval.protocol import Protocol
 from instil import data
 from instil.cache import cache_folder
 from instil.errors import InstilError
+from instil.processes import on_main
 from instil.report import environment, write_json
 from instructors.load import Instructor
 
@@ -29,6 +30,9 @@ FIGURES = "figures.json"
 
 class Yardstick:
     """The measuring device of one run; all input is read and checked when it is made.
+
+    Under several processes each of them makes one and calls the same methods in the same order:
+    they share the work, and each has the result.
 
     Args:
         protocol: With an extractor.
@@ -106,17 +110,21 @@ class Yardstick:
         key = self._key("figures")
         shipped = self.instructor.card.folder / FIGURES
         cache = shipped if record else cache_folder() / FIGURES
-        for known in (_read(shipped), _read(cache)):
-            if key in known:
-                return known[key]["figures"]
+        known = on_main(lambda: _read(cache) | _read(shipped))
+        if key in known:
+            return known[key]["figures"]
         steps = self.protocol.instructor_steps
         pixels = self._generate(self.sampler(), QUICK_SEEDS, self.protocol.quick_samples)
         quick = metrics.distance(pixels, self.reference)
         figures = self.score(self.sampler()) | {"quick": quick}
-        cache.parent.mkdir(parents=True, exist_ok=True)
         nfe = (2 * steps - 1) * self.instructor.denoiser.evaluations
         about = {"protocol": self.describe(), "nfe": nfe, "environment": environment()}
-        write_json(cache, _read(cache) | {key: about | {"figures": figures}})
+
+        def keep() -> None:
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            write_json(cache, _read(cache) | {key: about | {"figures": figures}})
+
+        on_main(keep)
         return figures
 
     def sampler(self) -> Sampler:
@@ -125,7 +133,7 @@ class Yardstick:
         return instructor_sampler(instructor.denoiser, steps, instructor.prior, instructor.codec)
 
     def speed(self, sampler: Sampler) -> float:
-        """Images per second of a sampler, one batch to warm up and one to measure."""
+        """Images per second of one process, by one batch to warm up and one to measure."""
         batch = self.protocol.batch
         self._generate(sampler, QUICK_SEEDS, batch)
         start = time.perf_counter()
@@ -164,13 +172,17 @@ class Yardstick:
     def _instructor_samples(self, start: int, count: int) -> Tensor:
         """Samples of the instructor, cached."""
         path = cache_folder() / f"samples-{self._key(f'samples {start} {count}')}.npz"
-        if path.exists():
+        if on_main(path.exists):
             return data.load(str(path)).pixels
         pixels = self._generate(self.sampler(), start, count)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}")
-        np.savez(partial, images=pixels.permute(0, 2, 3, 1).numpy())
-        partial.replace(path)
+
+        def keep() -> None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_name(f".{path.name}")
+            np.savez(partial, images=pixels.permute(0, 2, 3, 1).numpy())
+            partial.replace(path)
+
+        on_main(keep)
         return pixels
 
     def _generate(self, sampler: Sampler, start: int, count: int) -> Tensor:

@@ -7,7 +7,6 @@ leaves the last one intact. Nothing is ever pickled.
 
 import json
 import os
-import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch.optim import Optimizer
 from instil.errors import InstilError
 
 META = "checkpoint.json"
+BLOCKWISE = ("absmax", "qmap")  # scales of 8-bit moments, which have no parameter's shape
 
 
 def save(
@@ -166,27 +166,28 @@ def compare(source: str, found: Mapping[str, Tensor], expected: Mapping[str, Ten
 
 def _flatten(optimizer: Optimizer) -> dict[str, Tensor]:
     """Optimizer state as `{parameter number}.{name}`; hyper-parameters live in the recipe."""
-    state = optimizer.state_dict()["state"]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     return {
         f"{number}.{name}": torch.as_tensor(value)
-        for number, values in state.items()
-        for name, value in values.items()
+        for number, parameter in enumerate(parameters)
+        for name, value in optimizer.state.get(parameter, {}).items()
     }
 
 
 def _read_optimizer(path: Path, optimizer: Optimizer) -> dict[str, Any]:
     """A state dictionary for `optimizer`, checked against its parameters."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    state: dict[int, dict[str, Tensor]] = {}
+    state: dict[int, dict[str, Any]] = {}
     for key, tensor in read_tensors(path).items():
-        match = re.fullmatch(r"(\d+)\.(\w+)", key)
-        number = int(match[1]) if match else len(parameters)
-        fits = number < len(parameters) and tensor.shape in ((), parameters[number].shape)
-        if match is None or not fits:
+        number, _, name = key.partition(".")
+        known = number.isdecimal() and int(number) < len(parameters)
+        shapes = [(), parameters[int(number)].shape] if known else []
+        if not known or (tensor.shape not in shapes and not name.startswith(BLOCKWISE)):
             raise InstilError(
                 f"{path}: {key} {tuple(tensor.shape)} belongs to no parameter of this optimizer"
             )
-        state.setdefault(number, {})[match[2]] = tensor
+        count = tensor.ndim == 0 and not tensor.is_floating_point()  # of updates, no tensor before
+        state.setdefault(int(number), {})[name] = tensor.item() if count else tensor
     return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
 
 

@@ -80,6 +80,13 @@ def to_float(pixels: Tensor) -> Tensor:
     return pixels.float() / 127.5 - 1
 
 
+def floats(samples: Tensor) -> Tensor:
+    """uint8 images as float32 in [-1, 1]; float64 as it is; everything else as float32."""
+    if samples.dtype == torch.uint8:
+        return to_float(samples)
+    return samples if samples.dtype == torch.float64 else samples.float()
+
+
 def to_uint8(images: Tensor) -> Tensor:
     """Float in [-1, 1] to uint8, rounded and clipped as diffusers does when it makes pictures."""
     return ((images.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, PositiveFloat, model_validator
 
@@ -55,6 +55,10 @@ class _Levels(Config, ABC):
                 f"network's own range, which leaves [{low}, {high}]; widen the range"
             )
         return self.quantile(uniform, low, high)
+
+    def highest(self, low: float, high: float) -> float:
+        """The level that none drawn exceeds, for a network trained on [low, high]."""
+        return min(high, self.sigma_max or high)
 
     @abstractmethod
     def quantile(self, uniform: Tensor, low: float, high: float) -> Tensor:
@@ -113,8 +117,14 @@ class KarrasUniform(_Levels):
             raise ValueError(f"t_min {self.t_min} must lie below t_max {self.t_max}")
         return self
 
+    def highest(self, low: float, high: float) -> float:
+        low, high = max(low, self.sigma_min or low), super().highest(low, high)
+        return self._level(self.t_min, low, high)
+
     def quantile(self, uniform: Tensor, low: float, high: float) -> Tensor:
-        time = self.t_min + (self.t_max - self.t_min) * uniform
+        return self._level(self.t_min + (self.t_max - self.t_min) * uniform, low, high)
+
+    def _level(self, time: Any, low: float, high: float) -> Any:
         first, last = (sigma ** (1 / self.rho) for sigma in (low, high))
         return (last + time * (first - last)) ** self.rho
 

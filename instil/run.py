@@ -2,19 +2,26 @@
 
 import gc
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
+    parse_flag_from_env,
+)
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from instil import checkpoint
+from instil.config import validate
 from instil.errors import InstilError
+from instil.processes import on_main
 from instil.report import METRICS, Monitor, new_folder, note
 
 RECIPE = "recipe.yaml"
@@ -51,7 +58,10 @@ def accelerator_for(precision: str | None, trackers: Sequence[str], root: str) -
         mixed_precision=precision,
         log_with=list(trackers) or None,
         project_dir=root,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))],
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=timedelta(hours=12)),
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),  # else gradients lie twice
+        ],
     )
     if accelerator.mixed_precision not in ("no", "bf16"):
         raise InstilError(
@@ -59,12 +69,28 @@ def accelerator_for(precision: str | None, trackers: Sequence[str], root: str) -
             "whose gradients meet inside an update; use bf16 or no"
         )
     engine = accelerator.distributed_type.value
+    if parse_flag_from_env("ACCELERATE_USE_FSDP"):  # on a CPU, accelerate would not say so
+        engine = "FSDP"
     if engine in ("DEEPSPEED", "FSDP", "MEGATRON_LM"):
         raise InstilError(
-            f"{engine}: several trained networks in one step are not supported under it; "
-            "launch with plain data parallelism (accelerate launch --multi_gpu)"
+            f"{engine}: accelerate gives it one network with one optimizer, and a step here trains "
+            "two; launch with plain data parallelism (accelerate launch --multi_gpu). A "
+            "distillation that does not fit a device needs less by fake.lora, student.lora, "
+            "train.checkpointing=true, train.averages_on=cpu and optimizer.bits=8, and "
+            "`python -m distill RECIPE --dry-run` says how much"
+        )
+    on_cpu = accelerator.device.type == "cpu" and accelerator.is_main_process
+    if accelerator.mixed_precision == "bf16" and on_cpu and not bf16_is_fast():
+        note(
+            "precision bf16: this processor has no AVX-512, without which it is ten times slower "
+            "than float32; leave it out"
         )
     return accelerator
+
+
+def bf16_is_fast() -> bool:
+    """Whether the processor convolves in bf16 by its own instructions; without, torch is slow."""
+    return torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "AVX2")
 
 
 def finish(accelerator: Accelerator) -> None:
@@ -107,7 +133,7 @@ class Run:
     ) -> None:
         self.recipe, self.state, self.accelerator = recipe, state, accelerator
         self.meta = {"recipe": recipe.model_dump(mode="json"), **facts}
-        self.folder, found = on_main(accelerator, lambda: self._prepare(resume))
+        self.folder, found = on_main(lambda: self._prepare(resume))
         if found is not None:
             checkpoint.restore(found, state.modules(), state.optimizers())
             state.step = checkpoint.read_meta(found)["step"]
@@ -143,7 +169,6 @@ class Run:
         """Write a checkpoint on the first process; the others wait."""
         state, recipe = self.state, self.recipe
         on_main(
-            self.accelerator,
             lambda: checkpoint.save(
                 self.folder / "checkpoints",
                 state.step,
@@ -169,7 +194,10 @@ class Run:
         else:
             folder, found = locate(resume or newest(recipe.output, recipe.name))
         if found is not None:
-            check_same(found, checkpoint.read_meta(found), self.meta, recipe.MAY_CHANGE)
+            saved = checkpoint.read_meta(found)
+            # Keys that are newer than the checkpoint had their defaults.
+            known = validate(type(recipe), saved.get("recipe", {})).model_dump(mode="json")
+            check_same(found, saved | {"recipe": known}, self.meta, recipe.MAY_CHANGE)
         text = yaml.safe_dump(self.meta["recipe"], sort_keys=False)
         checkpoint.write_text(folder / RECIPE, text)
         return folder, found
@@ -231,25 +259,6 @@ def check_same(
             f"{source}: made by another recipe; {'; '.join(faults[:6])}. "
             f"Only these may change: {', '.join(may_change)}"
         )
-
-
-def on_main(accelerator: Accelerator, make: Callable[[], Any]) -> Any:
-    """Call `make` on the first process and give every process its result, or its error.
-
-    Raises:
-        InstilError: As on the first process; an `OSError` there (disk full, not writable) too.
-    """
-    result: list[Any] = [None, None]
-    if accelerator.is_main_process:
-        try:
-            result[0] = make()
-        except (InstilError, OSError) as error:
-            result[1] = str(error)
-    if accelerator.num_processes > 1:
-        broadcast_object_list(result)
-    if result[1] is not None:
-        raise InstilError(result[1])
-    return result[0]
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

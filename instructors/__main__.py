@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from instil.config import load_recipe
-from instil.errors import command
+from instil.errors import InstilError, command
 from instil.report import note
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -23,18 +23,33 @@ def main(argv: list[str] | None = None) -> int:
     train.add_argument(
         "--resume", nargs="?", const="", metavar="DIR", help="continue the newest run, or this one"
     )
+    moved = commands.add_parser("transfer", help="adapt an instructor to few images, by one arm")
+    moved.add_argument("--source", required=True, help="a folder, an embedded name or a hub id")
+    moved.add_argument("--data", required=True, metavar="SOURCE", help="images of one's own")
+    moved.add_argument(
+        "--arm",
+        required=True,
+        help="scratch, frozen, finetune, finetune-l2 or lora; eval transfer tells",
+    )
+    moved.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
+    moved.add_argument("overrides", nargs="*", metavar="key=value", help="such as steps=300")
     inspect = commands.add_parser("inspect", help="say what a model is; executes nothing of it")
     inspect.add_argument("source", help="a folder, an embedded name or a hub id")
     inspect.add_argument("--json", type=Path, metavar="PATH", help="also write the table there")
     convert = commands.add_parser("convert", help="make safetensors of an EDM pickle; runs nothing")
     convert.add_argument("file", type=Path, help="such as edm-cifar10-32x32-uncond-vp.pkl")
     convert.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
+    convert.add_argument("--vae", metavar="DIR", help="the autoencoder of a model of latents")
     convert.add_argument("--json", type=Path, metavar="PATH", help="also write the table there")
     arguments = parser.parse_args(argv)
     if arguments.command == "inspect":
         return _inspect(arguments.source, arguments.json)
     if arguments.command == "convert":
-        return _convert(arguments.file, arguments.out, arguments.json)
+        return _convert(arguments.file, arguments.out, arguments.vae, arguments.json)
+    words = argv if argv is not None else sys.argv[1:]
+    command_line = f"python -m instructors {shlex.join(words)}"
+    if arguments.command == "transfer":
+        return _transfer(arguments, command_line)
     source, overrides = arguments.recipe, arguments.overrides
     if source and "=" in source:
         source, overrides = None, [source, *overrides]
@@ -42,9 +57,29 @@ def main(argv: list[str] | None = None) -> int:
     from instructors.train import TrainRecipe
 
     recipe = load_recipe(TrainRecipe, source, overrides, RECIPES)
-    words = argv if argv is not None else sys.argv[1:]
-    folder = session(recipe, arguments.resume, f"python -m instructors {shlex.join(words)}")
+    folder = session(recipe, arguments.resume, command_line)
     note(f"instructor: {folder}")
+    return 0
+
+
+def _transfer(arguments: argparse.Namespace, command_line: str) -> int:
+    from instil import data
+    from instil.run import accelerator_for
+    from instructors.adapt import Target, adapt, save
+    from instructors.load import load
+    from instructors.transfer import ARMS, Transfer
+
+    recipe = load_recipe(Transfer, None, arguments.overrides, RECIPES)
+    if arguments.arm not in ARMS:
+        raise InstilError(f"--arm {arguments.arm}: expected one of {', '.join(ARMS)}")
+    if arguments.out.exists():
+        raise InstilError(f"--out {arguments.out}: exists; name a new folder")
+    images, source = data.load(arguments.data), load(arguments.source)
+    accelerator = accelerator_for(recipe.precision, (), ".")
+    target = Target.of(source, images, accelerator.device)
+    adapted, updates = adapt(source.denoiser, target, arguments.arm, recipe, accelerator)
+    save(adapted, source, target, arguments.arm, updates, arguments.out, command_line)
+    note(f"{arguments.out}: {arguments.source} adapted by {arguments.arm}, {updates} updates")
     return 0
 
 
@@ -60,11 +95,11 @@ def _inspect(source: str, json: Path | None) -> int:
     return 0
 
 
-def _convert(file: Path, out: Path, json: Path | None) -> int:
+def _convert(file: Path, out: Path, vae: str | None, json: Path | None) -> int:
     from instil.report import show, write_json
     from instructors.convert import convert
 
-    facts = convert(file, out)
+    facts = convert(file, out, vae)
     rows = [{"what": key, "value": str(value)} for key, value in facts.items()]
     show(f"{file} -> {out}", rows)
     if facts["licence"] == "unknown":

@@ -33,21 +33,24 @@ class UnitRange(Codec):
 
 
 class Autoencoder(Codec):
-    """An autoencoder of diffusers; a sample is (latent - shift) * scale.
+    """An autoencoder of diffusers; a sample is (latent - shift) * scale, by channel or throughout.
 
     It runs in float32, since the decoder of SDXL overflows in half precision.
 
     Args:
-        network: `AutoencoderKL`, `AutoencoderTiny` or `AutoencoderDC`; scale and shift are in its
-            configuration.
+        network: `AutoencoderKL`, `AutoencoderTiny` or `AutoencoderDC`; its configuration holds a
+            scale and a shift, or the mean and deviation of each channel of its latents.
     """
 
     def __init__(self, network: Any) -> None:
         super().__init__()
         config = network.config
         self.network = network
-        self.scale = config.scaling_factor
-        self.shift = getattr(config, "shift_factor", None) or 0.0
+        shift = getattr(config, "latents_mean", None) or [getattr(config, "shift_factor", 0) or 0.0]
+        std = getattr(config, "latents_std", None) or [1.0]
+        scale = config.scaling_factor / torch.tensor(std, dtype=torch.float64)
+        self.register_buffer("shift", torch.tensor(shift).view(-1, 1, 1), persistent=False)
+        self.register_buffer("scale", scale.float().view(-1, 1, 1), persistent=False)
         blocks = getattr(config, "block_out_channels", None) or config.encoder_block_out_channels
         self.factor = 2 ** (len(blocks) - 1)
         self.channels = getattr(config, "out_channels", config.in_channels)

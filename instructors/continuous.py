@@ -2,7 +2,6 @@
 
 import math
 
-import torch
 from torch import Tensor, nn
 
 from instil.shapes import expand
@@ -30,6 +29,8 @@ class ContinuousVP(Denoiser):
         Karras et al. 2022, arXiv 2206.00364, table 1 (VP); Song et al. 2021, arXiv 2011.13456.
     """
 
+    exact = True
+
     def __init__(
         self,
         network: nn.Module,
@@ -51,8 +52,7 @@ class ContinuousVP(Denoiser):
     def denoise(self, noisy: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         s = expand(sigma, noisy)
         time = (self.steps - 1) * self.time(sigma)
-        with torch.autocast(noisy.device.type, enabled=False):
-            return noisy - s * call(self.network, noisy / (1 + s**2).sqrt(), time, condition)
+        return noisy - s * call(self.network, noisy / (1 + s**2).sqrt(), time, condition)
 
     def time(self, sigma: Tensor) -> Tensor:
         """(B,) t of each level."""
@@ -79,6 +79,8 @@ class ContinuousVE(Denoiser):
         Karras et al. 2022, arXiv 2206.00364, table 1 (VE); Song et al. 2021, arXiv 2011.13456.
     """
 
+    exact = True
+
     def __init__(
         self,
         network: nn.Module,
@@ -95,5 +97,4 @@ class ContinuousVE(Denoiser):
 
     def denoise(self, noisy: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         time = (sigma / 2).log()
-        with torch.autocast(noisy.device.type, enabled=False):
-            return noisy + expand(sigma, noisy) * call(self.network, noisy, time, condition)
+        return noisy + expand(sigma, noisy) * call(self.network, noisy, time, condition)

@@ -60,6 +60,11 @@ def class_labels(classes: int, numbers: Tensor) -> Condition:
     return Condition(label=numbers % classes) if classes else UNCONDITIONAL
 
 
+def labelled(labels: Tensor | None) -> Condition:
+    """The condition with these labels (B,); empty if there are none."""
+    return UNCONDITIONAL if labels is None else Condition(label=labels)
+
+
 class Denoiser(nn.Module, ABC):
     """The posterior mean of a sample given a noisy one: D(x, s) = E[x0 | x0 + s * noise = x].
 
@@ -70,6 +75,8 @@ class Denoiser(nn.Module, ABC):
         classes: Number of class labels; 0 if the model takes none.
         text: Names of the other tensors of a condition; none for most models.
         evaluations: Network evaluations per call.
+        exact: Whether its network is never autocast: what rounding costs grows with sigma.
+        halved: Whether its network always is, since its weights are kept in half precision.
 
     Source:
         Karras et al. 2022, arXiv 2206.00364, eq. 3.
@@ -81,6 +88,8 @@ class Denoiser(nn.Module, ABC):
     classes: int = 0
     text: tuple[str, ...] = ()
     evaluations: int = 1
+    exact: bool = False
+    halved: bool = False
     _null: tuple[str, ...] = ()
 
     def forward(self, noisy: Tensor, sigma: Tensor, condition: Condition = UNCONDITIONAL) -> Tensor:
@@ -114,7 +123,10 @@ class Denoiser(nn.Module, ABC):
         missing = [name for name in self.text if name not in condition]
         if missing:
             raise ValueError(f"condition: {', '.join(missing)} missing; expected {self.text}")
-        return self.denoise(noisy, sigma, condition)
+        device = noisy.device.type
+        rounded = (self.halved or torch.is_autocast_enabled(device)) and not self.exact
+        with torch.autocast(device, torch.bfloat16 if self.halved else None, enabled=rounded):
+            return self.denoise(noisy, sigma, condition)
 
     @abstractmethod
     def denoise(self, noisy: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
@@ -131,6 +143,11 @@ class Denoiser(nn.Module, ABC):
     def round_sigma(self, sigma: Tensor) -> Tensor:
         """The nearest levels the network has seen; the same where it has seen all."""
         return sigma
+
+    def nearest(self, sigma: float) -> float:
+        """`round_sigma` of one level."""
+        own = next(self.buffers(recurse=False), torch.empty(0))  # the adapter's, with its levels
+        return self.round_sigma(own.new_tensor([sigma], dtype=torch.float64)).item()
 
     def start(self, unit: Tensor, sigma: float) -> Tensor:
         """Scale unit noise to the input that plain diffusers gives the model at level sigma."""

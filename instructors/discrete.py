@@ -66,16 +66,13 @@ class DiscreteVP(Denoiser):
         self.register_buffer("log_sigmas", sigmas.log().float(), persistent=False)
         self.sigma_min, self.sigma_max = sigmas[0].item(), sigmas[-1].item()
         self.prediction = prediction
+        self.exact = prediction == "epsilon" and self.sigma_max > HALF_PRECISION_SIGMA
         self.classes = classes
 
     def denoise(self, noisy: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         s = expand(sigma, noisy)
         a = (1 + s**2).rsqrt()
-        full = self.prediction == "epsilon" and self.sigma_max > HALF_PRECISION_SIGMA
-        device = noisy.device.type
-        keep = torch.is_autocast_enabled(device) and not full
-        with torch.autocast(device, enabled=keep):
-            output = call(self.network, a * noisy, self.time(sigma), condition)
+        output = call(self.network, a * noisy, self.time(sigma), condition)
         if self.prediction == "epsilon":
             return noisy - s * output
         if self.prediction == "v_prediction":

@@ -1,9 +1,11 @@
-"""A checkpoint of EDM's code, an untrusted pickle, as a denoiser."""
+"""A checkpoint of EDM's or EDM2's code, an untrusted pickle, as a denoiser."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +18,9 @@ from instructors.denoiser import Denoiser
 from instructors.discrete import DiscreteVP
 from instructors.edm_arguments import (
     AdmArguments,
+    EDM2Arguments,
     EDMArguments,
+    EDMNetworkArguments,
     IDDPMArguments,
     NetworkArguments,
     SongArguments,
@@ -24,7 +28,7 @@ from instructors.edm_arguments import (
     VPArguments,
 )
 from instructors.karras import Karras
-from instructors.pickles import Node, arguments, read, state_dict
+from instructors.pickles import Array, Node, arguments, read, state_dict
 
 Around = EDMArguments | VPArguments | VEArguments | IDDPMArguments
 # Class of the checkpoint: its arguments, and the network it has by default.
@@ -33,22 +37,47 @@ PRECONDITIONINGS: dict[str, tuple[type[Around], str]] = {
     "VPPrecond": (VPArguments, "SongUNet"),
     "VEPrecond": (VEArguments, "SongUNet"),
     "iDDPMPrecond": (IDDPMArguments, "DhariwalUNet"),
+    "Precond": (EDMArguments, ""),  # EDM2's, which has one network
 }
-NETWORKS: dict[str, type[NetworkArguments]] = {
+NETWORKS: dict[str, type[EDMNetworkArguments]] = {
     "SongUNet": SongArguments,
     "DhariwalUNet": AdmArguments,
 }
 SMALLEST_SIGMA = 0.002  # of EDM's sampler, for checkpoints that name 0 (arXiv 2206.00364, table 1)
 
 
-def read_checkpoint(path: Path) -> Denoiser:
+@dataclass(frozen=True)
+class Latents:
+    """What an autoencoder's latents become before a network sees them, (latent - mean) / std.
+
+    Attributes:
+        mean: By channel.
+        std: Likewise.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file holds.
+
+    Attributes:
+        denoiser: In float32; its network is a `SongUNet`, an `EDM2UNet` or a diffusers
+            `UNet2DModel`.
+        latents: Of a model of latents; None of a model of images.
+    """
+
+    denoiser: Denoiser
+    latents: Latents | None
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint; nothing in it is executed.
 
     Args:
         path: Of a pickle that holds a network, or a mapping with one named `ema`.
-
-    Returns:
-        A denoiser in float32, whose network is a `SongUNet` or a diffusers `UNet2DModel`.
 
     Raises:
         InstilError: The file is no such pickle, asks for something that a checkpoint does not need,
@@ -60,34 +89,65 @@ def read_checkpoint(path: Path) -> Denoiser:
         got = node.class_name if isinstance(node, Node) else "no network named ema"
         raise InstilError(
             f"{path}: holds {got}; expected one of {', '.join(PRECONDITIONINGS)}, "
-            "as EDM's code writes"
+            "as EDM's and EDM2's code write"
         )
     kind, default = PRECONDITIONINGS[node.class_name]
     try:
         given = arguments(node)
         tensors = state_dict(node)
         # EDM's way of saying that there is no bound.
-        given = {key: each for key, each in given.items() if each != float("inf")}
-        name = given.pop("model_type", default)
-        if not isinstance(name, str) or name not in NETWORKS:
-            raise InstilError(f"network {name}: expected one of {', '.join(NETWORKS)}")
+        given = {k: v for k, v in given.items() if (k, v) != ("sigma_max", float("inf"))}
         around = validate(kind, {k: v for k, v in given.items() if k in kind.model_fields})
         rest = {k: v for k, v in given.items() if k not in kind.model_fields}
-        inside = validate(NETWORKS[name], rest)
         levels = tensors.pop("u", None)
+        if node.class_name == "Precond":
+            inside: NetworkArguments = validate(EDM2Arguments, rest)
+            # A head that weighs the training loss and that nothing else needs.
+            tensors = {k: v for k, v in tensors.items() if not k.startswith("logvar_")}
+            tensors = _inside("unet.", tensors)
+        else:
+            name = rest.pop("model_type", default)
+            if not isinstance(name, str) or name not in NETWORKS:
+                raise InstilError(f"network {name}: expected one of {', '.join(NETWORKS)}")
+            inside = validate(NETWORKS[name], rest)
+            tensors = _inside("model.", tensors)
         network = _network(inside, node.class_name == "iDDPMPrecond", tensors)
         shape = (inside.img_channels, inside.img_resolution, inside.img_resolution)
-        return _around(network, shape, inside.label_dim, around, levels)
+        denoiser = _around(network, shape, inside.label_dim, around, levels)
+        return Checkpoint(denoiser, _latents(root, inside.img_channels))
     except InstilError as error:
         raise InstilError(f"{path}: {error}") from None
 
 
-def _network(given: NetworkArguments, variance: bool, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """The network with the checkpoint's weights, which nothing else is made of."""
-    foreign = [name for name in tensors if not name.startswith("model.")]
+def _latents(root: Any, channels: int) -> Latents | None:
+    """As the encoder beside the network records, which computes latent * scale + bias."""
+    encoder = root.get("encoder") if isinstance(root, dict) else None
+    if encoder is None:
+        return None
+    kind = encoder.class_name if isinstance(encoder, Node) else "no object"
+    if kind == "StandardRGBEncoder":
+        return None
+    if kind != "StabilityVAEEncoder":
+        raise InstilError(f"encoder {kind}: expected StandardRGBEncoder or StabilityVAEEncoder")
+    found = [encoder.state.get(name) for name in ("scale", "bias")]
+    if not all(isinstance(each, Array) and each.shape == (channels,) for each in found):
+        raise InstilError(f"encoder: expected a scale and a bias of {channels} numbers")
+    scale, bias = (each.numbers.astype("f8") for each in found)
+    if not (np.isfinite(bias).all() and np.isfinite(scale).all() and (scale > 0).all()):
+        raise InstilError("encoder: expected finite numbers, and positive ones as scale")
+    return Latents(tuple((-bias / scale).tolist()), tuple((1 / scale).tolist()))
+
+
+def _inside(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The network's own tensors, which nothing else may stand beside."""
+    foreign = [name for name in tensors if not name.startswith(prefix)]
     if foreign:
         raise InstilError(f"{foreign[0]}: a weight outside the network")
-    tensors = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+
+
+def _network(given: NetworkArguments, variance: bool, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """The network with the checkpoint's weights."""
     try:
         with torch.device("meta"):  # no memory yet: the file may not hold what it says
             network = _empty(given, given.img_channels * (2 if variance else 1))
@@ -113,18 +173,20 @@ def _empty(given: NetworkArguments, out_channels: int) -> Any:
         from diffusers import UNet2DModel  # seconds to import
 
         return UNet2DModel(**adm.unet_config(given, out_channels))
+    from instructors.edm2_unet import EDM2UNet
     from instructors.song_unet import SongUNet
 
-    renamed = ("img_resolution", "img_channels", "label_dim", "augment_dim")
-    same = given.model_dump(exclude={*renamed, "label_dropout", "use_fp16"})
-    return SongUNet(
-        sample_size=given.img_resolution,
-        in_channels=given.img_channels,
-        out_channels=out_channels,
-        num_class_embeds=given.label_dim or None,
-        augment_labels=given.augment_dim,
-        **same,
-    )
+    renamed = {"img_resolution", "img_channels", "label_dim", "augment_dim"}
+    unused = {"label_dropout", "use_fp16", "logvar_channels"}
+    options = given.model_dump(exclude=renamed | unused) | {
+        "sample_size": given.img_resolution,
+        "in_channels": given.img_channels,
+        "out_channels": out_channels,
+        "num_class_embeds": given.label_dim or None,
+    }
+    if isinstance(given, SongArguments):
+        return SongUNet(augment_labels=given.augment_dim, **options)
+    return EDM2UNet(**options)
 
 
 def _around(

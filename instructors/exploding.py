@@ -12,7 +12,8 @@ class ScoreVE(Denoiser):
 
         D = x_s + s**2 out
 
-    These models see images in [0, 1], so sigma is in those units and a codec stretches samples.
+    These models see images in [0, 1], so sigma is in those units and a codec stretches samples. The
+    network is never autocast, for the reason given at `ContinuousVP`.
 
     Args:
         network: Called as `instructors.networks.call` says; divides by s inside.
@@ -24,6 +25,8 @@ class ScoreVE(Denoiser):
     Source:
         Song et al. 2021, arXiv 2011.13456.
     """
+
+    exact = True
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""diffusers' classes of networks: how each is called, what it is conditioned on, what it refuses.
+"""Classes of networks: how each is called, what it is conditioned on, what it refuses.
 
 Everything that is particular to a class is one entry of `FAMILIES`. Times are those of training,
 up to 1000 for every class; each entry converts them to what its class wants.
@@ -25,7 +25,8 @@ class Family:
 
     Attributes:
         forward: Calls the network; returns its output, or an object with the output as `sample`.
-        text: From the configuration, the names of the tensors of a condition.
+        text: From the configuration, the tensors of a condition: their names, and their shapes for
+            one prompt of as many tokens as its pipelines ask for.
         classes: From the configuration, the number of class labels; 0 for none.
         has_null_label: Whether the label after the last class is the null one.
         channels: From the configuration, the channels of a sample.
@@ -37,7 +38,7 @@ class Family:
     """
 
     forward: Forward
-    text: Callable[[Any], tuple[str, ...]] = lambda config: ()
+    text: Callable[[Any], Mapping[str, tuple[int, ...]]] = lambda config: {}
     classes: Callable[[Any], int] = lambda config: 0
     has_null_label: bool = False
     channels: Callable[[Any], int] = lambda config: config.in_channels
@@ -55,8 +56,9 @@ class Family:
 
 
 def plain(network: Any, noisy: Tensor, time: Tensor, condition: Condition) -> Any:
-    """As `UNet2DModel` is called, and any module with its signature."""
-    return network(noisy, time, class_labels=condition.get("label"))
+    """As `UNet2DModel` is called, and any module with its signature, given a context or not."""
+    known = {"context": condition["context"]} if "context" in condition else {}
+    return network(noisy, time, class_labels=condition.get("label"), **known)
 
 
 def _dit(network: Any, noisy: Tensor, time: Tensor, condition: Condition) -> Any:
@@ -126,6 +128,21 @@ def _flux(network: Any, noisy: Tensor, time: Tensor, condition: Condition) -> An
     return patches.reshape(noisy.shape)
 
 
+def _clip_text(config: Any) -> dict[str, tuple[int, ...]]:
+    text: dict[str, tuple[int, ...]] = {"text": (77, config.cross_attention_dim)}
+    if not config.addition_embed_type:
+        return text
+    sizes = 6 * config.addition_time_embed_dim  # what is left is text
+    return text | {"pooled": (config.projection_class_embeddings_input_dim - sizes,)}
+
+
+def _masked_text(config: Any) -> dict[str, tuple[int, ...]]:
+    return {"text": (300, config.caption_channels), "mask": (300,)}
+
+
+# Networks of EDM's and EDM2's checkpoints, which diffusers lacks, and where ours are.
+OWN = {"SongUNet": "instructors.song_unet", "EDM2UNet": "instructors.edm2_unet"}
+
 FAMILIES: dict[str, Family] = {
     "UNet2DModel": Family(
         plain,
@@ -140,14 +157,14 @@ FAMILIES: dict[str, Family] = {
             ("time_proj.weight",) if network.config.time_embedding_type == "fourier" else ()
         ),
     ),
-    # of EDM's checkpoints; ours, since diffusers lacks it
     "SongUNet": Family(plain, classes=lambda config: config.num_class_embeds or 0, latent=False),
+    "EDM2UNet": Family(plain, classes=lambda config: config.num_class_embeds or 0),
     "DiTTransformer2DModel": Family(
         _dit, classes=lambda config: config.num_embeds_ada_norm, has_null_label=True
     ),
     "UNet2DConditionModel": Family(
         _unet_text,
-        text=lambda config: ("text", "pooled") if config.addition_embed_type else ("text",),
+        text=_clip_text,
         refused={
             "class_embed_type": (None,),
             "num_class_embeds": (None,),
@@ -160,7 +177,10 @@ FAMILIES: dict[str, Family] = {
     ),
     "SD3Transformer2DModel": Family(
         _sd3,
-        text=lambda config: ("text", "pooled"),
+        text=lambda config: {
+            "text": (77 + 256, config.joint_attention_dim),
+            "pooled": (config.pooled_projection_dim,),
+        },
         # the last block's text is not read, so nobody asks
         constants=lambda network: tuple(
             name
@@ -168,15 +188,19 @@ FAMILIES: dict[str, Family] = {
             if name.startswith(f"transformer_blocks.{network.config.num_layers - 1}.attn.add_q_")
         ),
     ),
-    "PixArtTransformer2DModel": Family(_pixart, text=lambda config: ("text", "mask")),
+    "PixArtTransformer2DModel": Family(_pixart, text=_masked_text),
     "SanaTransformer2DModel": Family(
         _sana,
-        text=lambda config: ("text", "mask"),
+        text=_masked_text,
         refused={"guidance_embeds": (None, False)},
     ),
     "FluxTransformer2DModel": Family(
         _flux,
-        text=lambda config: ("text", "pooled", *(["guidance"] if config.guidance_embeds else [])),
+        text=lambda config: {
+            "text": (512, config.joint_attention_dim),
+            "pooled": (config.pooled_projection_dim,),
+            **({"guidance": ()} if config.guidance_embeds else {}),
+        },
         channels=lambda config: config.in_channels // 4,
         side=128,
     ),

@@ -17,6 +17,7 @@ from instil.report import write_json
 from instructors.continuous import ContinuousVE, ContinuousVP
 from instructors.denoiser import Denoiser
 from instructors.discrete import DiscreteVP
+from instructors.families import OWN
 from instructors.karras import Karras
 
 ADAPTERS: dict[str, tuple[type[Denoiser], tuple[str, ...]]] = {
@@ -43,7 +44,7 @@ def appearing(folder: Path) -> Iterator[Path]:
 def is_ours(denoiser: Denoiser) -> bool:
     """Whether diffusers lacks its network, or what stands around it: only we read its folder."""
     network = type(getattr(denoiser, "network", None)).__name__
-    return network == "SongUNet" or isinstance(denoiser, ContinuousVP | ContinuousVE)
+    return network in OWN or isinstance(denoiser, ContinuousVP | ContinuousVE)
 
 
 def save(folder: Path, denoiser: Denoiser) -> None:

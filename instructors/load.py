@@ -3,7 +3,9 @@
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -13,17 +15,19 @@ from huggingface_hub import ModelCard, snapshot_download
 from safetensors import SafetensorError, safe_open
 
 from instil.errors import InstilError
+from instil.report import note
 from instructors.codec import Autoencoder, Codec, UnitRange
 from instructors.denoiser import Condition, Denoiser
 from instructors.discrete import PREDICTIONS, DiscreteVP
 from instructors.exploding import ScoreVE
-from instructors.families import FAMILIES, Family
+from instructors.families import FAMILIES, OWN, Family
 from instructors.flow import Flow
 from instructors.folder import ADAPTERS, adapt
 from instructors.karras import Karras
 from instructors.prior import Prior, labels
 
 ZOO = Path(str(files("instructors") / "zoo"))
+ARCHITECTURES = Path(str(files("instructors") / "architectures"))
 AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC")
 NCSNPP = ("time_embedding_type", "center_input_sample")
 WEIGHTS = "diffusion_pytorch_model*.safetensors"
@@ -37,7 +41,7 @@ class Card:
         source: As the user named it.
         folder: Where its files lie.
         licence: As its model card says, or "unknown".
-        sha256: Of its weights; twelve hexadecimal digits.
+        sha256: Of its weights; twelve hexadecimal digits, or none where none were read.
     """
 
     source: str
@@ -68,8 +72,13 @@ def zoo() -> list[str]:
     return sorted(path.parent.name for path in ZOO.glob("*/model_index.json"))
 
 
-def locate(source: str) -> Path:
+def locate(source: str, weights: bool = True) -> Path:
     """The folder that `source` means: an existing path, an embedded name, or a hub id (downloaded).
+
+    Args:
+        source: As the user named it.
+        weights: Whether they are needed. If not, and the hub is out of reach, the configurations
+            noted in `architectures` serve for the models that stand there.
 
     Raises:
         InstilError: None of the three, or the download failed.
@@ -85,7 +94,16 @@ def locate(source: str) -> Path:
             f"{source}: expected the folder of a diffusers model, an embedded name "
             f"({', '.join(zoo())}) or a hub id such as google/ddpm-cifar10-32"
         )
-    folder = download(source, ["*.json", "README.md"])
+    try:
+        folder = download(source, ["*.json", "README.md"])
+    except InstilError:
+        noted = ARCHITECTURES / source.rpartition("/")[2]
+        if weights or not noted.is_dir():
+            raise
+        note(f"{source}: the hub was not reached; shapes are those of {noted}")
+        return noted
+    if not weights:
+        return folder
     _, where = _network_config(source, folder)
     parts = {where.relative_to(folder).as_posix(), "vae"}
     names = [f"{part}/{WEIGHTS}" if part != "." else WEIGHTS for part in parts]
@@ -108,7 +126,7 @@ def download(source: str, patterns: list[str]) -> Path:
         ) from None
 
 
-def load(source: str, side: int | None = None) -> Instructor:
+def load(source: str, side: int | None = None, weights: bool = True) -> Instructor:
     """Load a pretrained diffusion model, frozen and in eval mode.
 
     Nothing in its files is executed: configurations are JSON, weights safetensors.
@@ -117,12 +135,13 @@ def load(source: str, side: int | None = None) -> Instructor:
         source: A folder saved by diffusers (pipeline or bare model), an embedded name, or a hub id.
             An existing folder wins over an embedded name.
         side: Height and width of its samples, for networks that take any; None for its own.
+        weights: If not, networks are of the meta device and only configurations are read.
 
     Raises:
         InstilError: Nothing there, a file is missing or corrupted, or the model's class,
             scheduler or prediction type is not supported.
     """
-    folder = locate(source)
+    folder = locate(source, weights)
     config, where = _network_config(source, folder)
     name = config.get("_class_name")
     family = FAMILIES.get(str(name))
@@ -139,14 +158,23 @@ def load(source: str, side: int | None = None) -> Instructor:
     fault = family.fault({key: value for key, value in config.items() if key not in own})
     if fault:
         raise InstilError(f"{source}: {name} with {fault} under {schedule} is not supported")
-    network = read_model(source, where, str(name))
+    network = read_model(source, where, str(name), weights)
     denoiser = _adapt(source, family, network, scheduler, side)
     denoiser.eval().requires_grad_(False)
     codec = UnitRange() if isinstance(denoiser, ScoreVE) else Codec()
     if family.latent:
-        codec = _codec(source, folder)
-    card = Card(source, folder, _licence(folder), weights_hash(where))
+        codec = _codec(source, folder, weights)
+    card = Card(source, folder, _licence(folder), weights_hash(where) if weights else "")
     return Instructor(denoiser, card, codec.eval().requires_grad_(False), labels(denoiser.classes))
+
+
+def network_folder(source: str) -> Path:
+    """Where a source's network lies: its configuration and its weights.
+
+    Raises:
+        InstilError: As `locate`, or there is none.
+    """
+    return _network_config(source, locate(source))[1]
 
 
 def weights_hash(folder: Path) -> str:
@@ -196,17 +224,18 @@ def _scheduler(source: str, folder: Path) -> dict[str, Any]:
     )
 
 
-def read_model(source: str, folder: Path, name: str) -> Any:
+def read_model(source: str, folder: Path, name: str, weights: bool = True) -> Any:
     """A model of diffusers' class `name` or ours, from safetensors, every tensor accounted for.
+
+    Without weights it is of the meta device.
 
     Raises:
         InstilError: A file is missing or corrupted, or does not fit its configuration.
     """
-    import diffusers  # seconds to import
-
-    from instructors import song_unet
-
-    library: Any = song_unet if name == "SongUNet" else diffusers
+    library = import_module(OWN.get(name, "diffusers"))  # seconds to import
+    if not weights:
+        with torch.device("meta"):
+            return getattr(library, name).from_config(read_json(folder / "config.json"))
     try:
         loaded: Any = getattr(library, name).from_pretrained(
             folder, output_loading_info=True, use_safetensors=True, local_files_only=True
@@ -222,6 +251,29 @@ def read_model(source: str, folder: Path, name: str) -> Any:
                 f"{', '.join(map(str, info[kind][:5]))}"
             )
     return network
+
+
+def read_autoencoder(source: str, kinds: Sequence[str]) -> Any:
+    """An autoencoder that diffusers saved.
+
+    Args:
+        source: The folder of the model, or of a pipeline with a `vae` in it.
+        kinds: The classes it may be of.
+
+    Raises:
+        InstilError: There is none, it is of another class, or its files are not whole.
+    """
+    folders = [Path(source), Path(source) / "vae"]
+    where = next((each for each in folders if (each / "config.json").is_file()), None)
+    if where is None:
+        raise InstilError(
+            f"{source}: holds no config.json and no vae/config.json; expected the folder of a "
+            "diffusers autoencoder (`hf download NAME --local-dir DIR` makes one)"
+        )
+    kind = str(read_json(where / "config.json").get("_class_name"))
+    if kind not in kinds:
+        raise InstilError(f"{source}: a {kind} is not supported; supported: {', '.join(kinds)}")
+    return read_model(source, where, kind)
 
 
 def _adapt(
@@ -245,7 +297,7 @@ def _adapt(
         module = network.get_submodule(parent)
         module.register_buffer(leaf, module._parameters.pop(leaf).detach())
     denoiser = _by_schedule(source, network, scheduler, shape, classes)
-    denoiser.text = family.text(config)
+    denoiser.text = tuple(family.text(config))
     if family.has_null_label:
         denoiser.set_null(Condition(label=torch.tensor([classes])))
     return denoiser
@@ -288,7 +340,7 @@ def _by_schedule(
     )
 
 
-def _codec(source: str, folder: Path) -> Codec:
+def _codec(source: str, folder: Path, weights: bool) -> Codec:
     """The autoencoder beside a latent network; the identity where there is none."""
     if not (folder / "vae" / "config.json").exists():
         return Codec()
@@ -298,7 +350,7 @@ def _codec(source: str, folder: Path) -> Codec:
             f"{source}: its autoencoder, a {name}, is not supported; "
             f"supported: {', '.join(AUTOENCODERS)}"
         )
-    return Autoencoder(read_model(source, folder / "vae", str(name)))
+    return Autoencoder(read_model(source, folder / "vae", str(name), weights))
 
 
 def _file(source: str) -> str:

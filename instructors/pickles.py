@@ -65,6 +65,27 @@ class Node:
     state: dict[str, Any] = field(default_factory=dict)
 
 
+class Array:
+    """A numpy array.
+
+    Attributes:
+        numbers: Its values in order, flat; a view of the file's bytes.
+        shape: Of the array.
+    """
+
+    numbers: np.ndarray[Any, Any] = np.empty(0)
+    shape: tuple[int, ...] = (0,)
+
+    def fill(self, version: Any, shape: Any, dtype: Any, fortran: Any, data: Any) -> None:
+        """Take the state that numpy pickles."""
+        if version != 1 or fortran is not False:
+            raise ValueError("a numpy array in no format that is known")
+        numbers = _numbers(dtype, data)
+        if any(type(n) is not int for n in _of(tuple, shape)) or math.prod(shape) != len(numbers):
+            raise ValueError("a numpy array of another size than it says")
+        self.numbers, self.shape = numbers, shape
+
+
 def read(path: Path) -> Any:
     """Read a pickle: containers, numbers, texts, tensors, and a `Node` for every other object.
 
@@ -286,6 +307,8 @@ def _set_state(value: Any, state: Any) -> None:
         value.state.update(_of(dict, state))
     elif isinstance(value, _DType):
         value.order = state[1]
+    elif isinstance(value, Array):
+        value.fill(*_of(tuple, state))
     else:
         raise RefusedError(f"it sets the state of a {type(value).__name__}")
 
@@ -354,11 +377,22 @@ class _DType:
         self.name, self.order = name, "<"
 
 
-def _scalar(dtype: Any, data: Any) -> bool | int | float:
+def _numbers(dtype: Any, data: Any) -> np.ndarray[Any, Any]:
+    """A view of bytes as numbers, (N,)."""
     if _of(_DType, dtype).order not in ("<", "|"):
-        raise ValueError("a numpy number of a foreign byte order")
-    (number,) = np.frombuffer(_of(bytes, data), f"<{dtype.name}")
+        raise ValueError("numpy numbers of a foreign byte order")
+    return np.frombuffer(_of(bytes, data), f"<{dtype.name}")
+
+
+def _scalar(dtype: Any, data: Any) -> bool | int | float:
+    (number,) = _numbers(dtype, data)
     return number.item()
+
+
+def _array(kind: Any, *_: Any) -> Array:
+    if _of(_Global, kind).name != "numpy.ndarray":
+        raise ValueError("an array of a foreign class")
+    return Array()
 
 
 def _parameter(data: Any, *_: Any) -> Tensor:
@@ -415,8 +449,10 @@ def _names() -> Iterator[tuple[str, Callable[..., Any]]]:
     yield "dnnlib.util.EasyDict", _ordered_dict
     yield "_codecs.encode", _encode
     yield "numpy.dtype", _DType
+    yield "numpy.ndarray", _not_called
     for core in ("core", "_core"):  # before and since numpy 2
         yield f"numpy.{core}.multiarray.scalar", _scalar
+        yield f"numpy.{core}.multiarray._reconstruct", _array
     for builtins in ("builtins", "__builtin__"):  # of Python 3, and as protocol 2 writes it
         yield f"{builtins}.set", _set
         yield f"{builtins}.bytes", _empty_bytes

@@ -3,12 +3,14 @@
 import hashlib
 import json
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 from instil.errors import InstilError
 from instructors.conditioning import Blending, Conditioning
 from instructors.denoiser import Condition, Denoiser
+from instructors.families import FAMILIES
 from instructors.guidance import Blend, Guided
 from instructors.load import Instructor, load
 from instructors.prior import Prior, labels
@@ -21,6 +23,7 @@ def prepare(
     blending: Blending | None = None,
     side: int | None = None,
     device: torch.device | str = "cpu",
+    weights: bool = True,
 ) -> Instructor:
     """Load an instructor and apply what the recipe says of it.
 
@@ -30,6 +33,7 @@ def prepare(
         blending: Further instructors.
         side: Height and width of its samples, for networks that take any.
         device: Where networks run.
+        weights: If not, networks stay on the meta device, and one empty prompt stands for all.
 
     Returns:
         The instructor. Its hash covers everything its samples depend on.
@@ -37,15 +41,15 @@ def prepare(
     Raises:
         InstilError: The model cannot do what is asked.
     """
-    instructor = load(source, side)
+    instructor = load(source, side, weights)
     denoiser, card = instructor.denoiser, instructor.card
     hashes = [card.sha256]
     if denoiser.text:
-        prior = _prompted(instructor, conditioning, device)
+        prior = _prompted(instructor, conditioning, device, weights)
     else:
         prior = _labelled(denoiser, conditioning)
     if blending:
-        others = [load(other, side) for other in blending.others]
+        others = [load(other, side, weights) for other in blending.others]
         hashes += [other.card.sha256 for other in others]
         all_of_them = [denoiser, *(other.denoiser for other in others)]
         denoiser = Blend(all_of_them, blending.weights, blending.sigmas)
@@ -54,8 +58,9 @@ def prepare(
             denoiser = Guided(denoiser, conditioning.guidance)
         except ValueError as error:
             raise InstilError(f"conditioning.{error}") from None
-    denoiser.to(device)
-    instructor.codec.to(device)
+    if weights:
+        denoiser.to(device)
+        instructor.codec.to(device)
     if conditioning != Conditioning() or blending:
         blend = blending.model_dump(mode="json") if blending else None
         facts = (hashes, conditioning.model_dump(mode="json"), blend, prior.prompts)
@@ -90,7 +95,10 @@ def _labelled(denoiser: Denoiser, conditioning: Conditioning) -> Prior:
 
 
 def _prompted(
-    instructor: Instructor, conditioning: Conditioning, device: torch.device | str
+    instructor: Instructor,
+    conditioning: Conditioning,
+    device: torch.device | str,
+    weights: bool,
 ) -> Prior:
     """The prior over prompts."""
     denoiser = instructor.denoiser
@@ -101,11 +109,22 @@ def _prompted(
         )
     if conditioning.labels is not None or conditioning.null_label is not None:
         raise InstilError("conditioning: this instructor has prompts, no labels; leave them out")
-    prompts = read_prompts(conditioning.prompts)
-    table, null = encode(instructor.card, prompts, conditioning.negative, device)
+    if weights:
+        prompts = read_prompts(conditioning.prompts)
+        table, null = encode(instructor.card, prompts, conditioning.negative, device)
+    else:
+        prompts = ("",)
+        table = null = _blank(denoiser)
     if "guidance" in denoiser.text:
         guidance = torch.full((len(prompts),), conditioning.guidance)
-        table = Condition(**table, guidance=guidance)
+        table = Condition(**{**table, "guidance": guidance})
     if null is not None:
         denoiser.set_null(null)
     return Prior(table, prompts=prompts)
+
+
+def _blank(denoiser: Denoiser) -> Condition:
+    """One prompt's tensors by their shapes alone."""
+    network: Any = denoiser.network
+    shapes = FAMILIES[type(network).__name__].text(network.config)
+    return Condition(**{name: torch.zeros(1, *shape) for name, shape in shapes.items()})

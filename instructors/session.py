@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from instil import run, training
+from instil.processes import on_main
+from instructors.denoiser import labelled
 from instructors.train import TrainRecipe, fresh, save_pipeline, train
 
 CARD = """---
@@ -46,7 +48,8 @@ def session(recipe: TrainRecipe, resume: str | None, command: str) -> Path:
     this, images = training.begin(recipe, fresh, resume)
     state: Any = this.state
     began = time.perf_counter()
-    for _ in this.follow(train(state, images, this.recipe, this.accelerator)):
+    condition = labelled(images.labels)
+    for _ in this.follow(train(state, images.pixels, condition, this.recipe, this.accelerator)):
         pass
     denoiser = state.average.module.cpu()
     about = training.card_facts(this.recipe, images, command) | {
@@ -57,6 +60,6 @@ def session(recipe: TrainRecipe, resume: str | None, command: str) -> Path:
         "parameters": sum(p.numel() for p in denoiser.parameters()),
     }
     folder = this.folder / "instructor"
-    run.on_main(this.accelerator, lambda: save_pipeline(denoiser, folder, CARD.format(**about)))
+    on_main(lambda: save_pipeline(denoiser, folder, CARD.format(**about)))
     run.finish(this.accelerator)
     return folder

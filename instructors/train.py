@@ -1,10 +1,10 @@
 """Trains an instructor by denoising score matching."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -20,10 +20,12 @@ from instil.errors import InstilError
 from instil.levels import Levels, LogNormal
 from instil.optimizer import Adam
 from instil.shapes import expand
-from instructors.denoiser import UNCONDITIONAL, Condition
+from instructors.denoiser import Condition, Denoiser
 from instructors.denoising import denoising_loss
 from instructors.karras import Karras
 from instructors.penalties import Penalty
+
+D = TypeVar("D", bound=Denoiser)
 
 
 class UNet(Config):
@@ -78,15 +80,10 @@ class UNet(Config):
         return network
 
 
-class TrainRecipe(Config):
-    """Everything an instructor's training depends on.
+class Training(Config):
+    """How any denoiser is trained.
 
     Attributes:
-        name: Of the run's folder.
-        data: As `instil.data.load` takes it.
-        network: The architecture.
-        sigma_min: Smallest noise level, in units of images in [-1, 1].
-        sigma_max: Largest one.
         levels: Noise levels of the training.
         optimizer: Of the network.
         steps: Updates.
@@ -97,6 +94,28 @@ class TrainRecipe(Config):
         flip: Mirror every other image.
         penalty: Against learning few images by heart; `python -m eval horizon --kappas` says
             whether it helps and how much of it.
+    """
+
+    levels: Levels = LogNormal()
+    optimizer: Adam = Adam(lr=1e-3, betas=(0.9, 0.99), warmup=200, schedule="cosine", clip=1.0)
+    steps: PositiveInt = 10_000
+    batch: PositiveInt = 128
+    precision: Literal["no", "bf16"] | None = None
+    seed: Annotated[int, Field(ge=0)] = 0
+    average: NonNegativeFloat = 20_000.0
+    flip: bool = False
+    penalty: Penalty | None = None
+
+
+class TrainRecipe(Training):
+    """Everything an instructor's training depends on.
+
+    Attributes:
+        name: Of the run's folder.
+        data: As `instil.data.load` takes it.
+        network: The architecture.
+        sigma_min: Smallest noise level, in units of images in [-1, 1].
+        sigma_max: Largest one.
         output: Folder of all runs.
         log_every: Updates between two lines of numbers.
         save_every: Updates between two checkpoints.
@@ -108,15 +127,6 @@ class TrainRecipe(Config):
     network: UNet = UNet()
     sigma_min: PositiveFloat = 0.002
     sigma_max: PositiveFloat = 80.0
-    levels: Levels = LogNormal()
-    optimizer: Adam = Adam(lr=1e-3, betas=(0.9, 0.99), warmup=200, schedule="cosine", clip=1.0)
-    steps: PositiveInt = 10_000
-    batch: PositiveInt = 128
-    precision: Literal["no", "bf16"] | None = None
-    seed: Annotated[int, Field(ge=0)] = 0
-    average: NonNegativeFloat = 20_000.0
-    flip: bool = False
-    penalty: Penalty | None = None
     output: str = "runs"
     log_every: PositiveInt = 50
     save_every: PositiveInt = 500
@@ -126,13 +136,19 @@ class TrainRecipe(Config):
 
 
 @dataclass
-class State:
+class State(Generic[D]):
     """Everything a training carries over a restart."""
 
-    denoiser: Karras
-    average: Average[Karras]
+    denoiser: D
+    average: Average[D]
     optimizer: Optimizer
     step: int = 0
+
+    @classmethod
+    def fresh(cls, denoiser: D, recipe: Training) -> "State[D]":
+        """The state before the first update."""
+        average = Average(denoiser, recipe.average)
+        return cls(denoiser, average, recipe.optimizer.build(denoiser))
 
     def modules(self) -> dict[str, nn.Module]:
         """What a checkpoint holds, by file name."""
@@ -166,7 +182,7 @@ class Report:
         return {"loss": self.loss}
 
 
-def fresh(recipe: TrainRecipe, images: data.Images, device: torch.device) -> State:
+def fresh(recipe: TrainRecipe, images: data.Images, device: torch.device) -> State[Karras]:
     """The state before the first update: initial weights depend on `recipe.seed` alone.
 
     Raises:
@@ -181,19 +197,27 @@ def fresh(recipe: TrainRecipe, images: data.Images, device: torch.device) -> Sta
     denoiser = Karras(
         network, images.shape, recipe.sigma_min, recipe.sigma_max, sigma_data, len(images.classes)
     ).to(device)
-    return State(denoiser, Average(denoiser, recipe.average), recipe.optimizer.build(denoiser))
+    return State.fresh(denoiser, recipe)
 
 
 def train(
-    state: State, images: data.Images, recipe: TrainRecipe, accelerator: Accelerator
+    state: State[Any],
+    samples: Tensor,
+    condition: Condition,
+    recipe: Training,
+    accelerator: Accelerator,
+    anchor: Callable[[], Tensor] | None = None,
 ) -> Iterator[Report]:
     """Train until `recipe.steps`; yields after each update, when `state` may be saved.
 
     Args:
         state: Changed in place.
-        images: The training set; rows are drawn with replacement.
+        samples: (N, *shape), the training set; uint8 images become [-1, 1]. Rows are drawn with
+            replacement.
+        condition: Of each of them.
         recipe: What to do.
         accelerator: The only distributed engine.
+        anchor: A penalty () on the weights, added to the mean loss.
 
     Yields:
         A report per update.
@@ -201,32 +225,32 @@ def train(
     module = accelerator.prepare_model(state.denoiser)
     module.train()
     device, size = accelerator.device, recipe.batch // accelerator.num_processes
-    pixels = images.pixels.to(device)
-    labels = None if images.labels is None else images.labels.to(device)
+    samples, condition = samples.to(device), condition.to(device)
     low, high = state.denoiser.sigma_min, state.denoiser.sigma_max
     penalty = recipe.penalty if recipe.penalty and recipe.penalty.kappa else None
-    penalise = None if penalty is None else penalty.term(data.to_float(pixels))
+    penalise = None if penalty is None else penalty.term(data.floats(samples))
     while state.step < recipe.steps:
         start = accelerator.process_index * size
         draws = Draws.of_range(recipe.seed, state.step, start, size, device)
         # of dropout alone
         torch.manual_seed(library_seed(recipe.seed, state.step, accelerator.process_index))
-        rows = draws.integers("row", len(images))
-        clean = data.to_float(pixels[rows])
+        rows = draws.integers("row", len(samples))
+        clean, given = data.floats(samples[rows]), condition.rows(rows)
         if recipe.flip:
             mirrored = expand(draws.integers("flip", 2).bool(), clean)
             clean = torch.where(mirrored, clean.flip(-1), clean)
-        condition = UNCONDITIONAL if labels is None else Condition(label=labels[rows])
-        sigma = recipe.levels.sample(draws.uniform("sigma").float(), low, high)
-        noisy = clean + expand(sigma, clean) * draws.normal("noise", images.shape)
+        uniform = draws.uniform("sigma").to(clean.dtype)
+        sigma = state.denoiser.round_sigma(recipe.levels.sample(uniform, low, high))
+        noise = draws.normal("noise", tuple(clean.shape[1:]), clean.dtype)
+        noisy = clean + expand(sigma, clean) * noise
         with accelerator.autocast(), penalty.forward(noisy) if penalty else nullcontext():
-            denoised = module(noisy, sigma, condition)
+            denoised = module(noisy, sigma, given)
         weight = state.denoiser.weight(sigma)
         loss = denoising_loss(denoised, clean, weight)
         if penalise is not None:
             loss = loss + penalise(denoised, noisy, sigma, weight, draws)
         loss = loss.mean()
-        accelerator.backward(loss)
+        accelerator.backward(loss if anchor is None else loss + anchor())
         norm = recipe.optimizer.update(state.optimizer, state.step, recipe.steps)
         state.step += 1
         state.average.update(state.denoiser, state.step * recipe.batch, recipe.batch)

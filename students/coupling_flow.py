@@ -9,15 +9,19 @@ Source:
     et al. 2019, arXiv 1906.04032 (spline). The layers are zuko's.
 """
 
+import math
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from instil.draws import Draws
+from instil.early import EarlyStopping
 from instil.errors import InstilError
 from instil.optimizer import Adam
 from instructors.denoiser import UNCONDITIONAL, Condition
+from instructors.networks import perceptron
 from students.pretrained import Pretrained
 from students.student import Latent, Student, one_hot
 
@@ -34,6 +38,8 @@ class CouplingFlow(Student, Pretrained):
             the identity outside.
         classes: Number of class labels; 0 for none.
         context: Length of the vector `context` in the condition; 0 for none.
+        embedding: Widths of a network it passes first, the last being the length of what the
+            layers see: an embedding that two tasks may share. Empty takes it as it is.
         transforms: Coupling layers; neighbours change complementary halves.
         hidden: Widths of the hidden layers of each network; none makes it linear.
         bins: Of a spline.
@@ -51,6 +57,7 @@ class CouplingFlow(Student, Pretrained):
         kind: Kind = "spline",
         classes: int = 0,
         context: int = 0,
+        embedding: tuple[int, ...] = (),
         transforms: int = 4,
         hidden: tuple[int, ...] = (64, 64),
         bins: int = 8,
@@ -66,6 +73,7 @@ class CouplingFlow(Student, Pretrained):
         super().__init__()
         self.shape, self.classes, self.context = tuple(shape), classes, context
         size = torch.Size(self.shape).numel()
+        self.embed = perceptron(context, *embedding)
         kinds: dict[str, tuple[Any, list[tuple[int, ...]]]] = {
             "additive": (AdditiveTransform, [()]),
             "affine": (MonotonicAffineTransform, [(), ()]),
@@ -76,7 +84,7 @@ class CouplingFlow(Student, Pretrained):
         univariate, shapes = kinds[kind]
         self.flow = NICE(
             size,
-            classes + context,
+            classes + (embedding[-1] if embedding else context),
             transforms,
             univariate=univariate,
             shapes=shapes,
@@ -111,7 +119,9 @@ class CouplingFlow(Student, Pretrained):
         if (None if context is None else tuple(context.shape)) != wanted:
             got = "none" if context is None else f"shape {tuple(context.shape)}"
             raise ValueError(f"context: expected {wanted or 'none'}, got {got}")
-        given = label if context is None else torch.cat([label, context.to(like)], dim=1)
+        given = (
+            label if context is None else torch.cat([label, self.embed(context.to(like))], dim=1)
+        )
         return given if given.shape[1] else None
 
 
@@ -124,6 +134,8 @@ def fit(
     optimizer: Adam = Adam(lr=5e-3, betas=(0.9, 0.999), schedule="cosine"),  # noqa: B008, frozen
     sigma: float = 0.0,
     seed: int = 0,
+    stopping: EarlyStopping | None = None,
+    anchor: Callable[[], Tensor] | None = None,
 ) -> float:
     """Fit a flow to samples by maximum likelihood, from their mean and standard deviation on.
 
@@ -137,6 +149,8 @@ def fit(
         sigma: Fit the law of samples + sigma * noise instead. Images need some: coordinates that
             never change, or take few values, have no density.
         seed: Of rows and noise.
+        stopping: Which samples decide when to stop; None trains on all to the end.
+        anchor: A penalty () on the weights, added to the mean loss.
 
     Returns:
         Mean negative log-likelihood of all the samples, once noised, in nats per sample.
@@ -147,13 +161,14 @@ def fit(
         FloatingPointError: The likelihood is no longer finite.
     """
     _check(flow, samples, sigma)
-    count, device = len(samples), samples.device
+    device = samples.device
+    everything = torch.arange(len(samples), device=device)
+    seen, deciding = stopping.split(len(samples), seed) if stopping else (everything, everything)
     with torch.no_grad():
-        flat = samples.flatten(1)
+        flat = samples[seen].flatten(1)
         flow.center.copy_(flat.mean(0))
         flow.log_spread.copy_((flat.var(0, unbiased=False) + sigma**2).log() / 2)
     adam = optimizer.build(flow)
-    everything = torch.arange(count, device=device)
 
     def loss(rows: Tensor, draws: Draws) -> Tensor:
         x = samples[rows]
@@ -161,14 +176,26 @@ def fit(
             x = x + sigma * draws.normal("noise", flow.shape, x.dtype)
         return -flow.log_prob(x, condition.rows(rows)).mean()
 
-    for step in range(steps):
-        draws = Draws.of_range(seed, step, 0, min(batch, count), device)
-        rows = draws.integers("row", count) if batch < count else everything
-        loss(rows, draws).backward()
-        optimizer.update(adam, step, steps)
-    with torch.no_grad():
-        found = loss(everything, Draws.of_range(seed, steps, 0, count, device)).item()
-    if not torch.tensor(found).isfinite():
+    @torch.no_grad()
+    def final(rows: Tensor) -> float:
+        return loss(rows, Draws.of_range(seed, steps, 0, len(rows), device)).item()
+
+    def updates() -> Iterator[None]:
+        count = len(seen)
+        for step in range(steps):
+            draws = Draws.of_range(seed, step, 0, min(batch, count), device)
+            found = loss(seen[draws.integers("row", count)] if batch < count else seen, draws)
+            (found if anchor is None else found + anchor()).backward()
+            optimizer.update(adam, step, steps)
+            yield
+
+    if stopping:
+        stopping.run(flow, updates(), lambda: final(deciding))
+    else:
+        for _ in updates():
+            pass
+    found = final(everything)
+    if not math.isfinite(found):
         raise FloatingPointError(f"the flow's likelihood is {found}; try a lower learning rate")
     return found
 

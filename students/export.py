@@ -1,6 +1,7 @@
 """A student as a folder with a card, in plain diffusers' layout where one exists, else in ours."""
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from instructors.families import FAMILIES
 from instructors.flow import Flow
 from instructors.folder import appearing, is_ours, save
 from instructors.karras import Karras
+from instructors.low_rank import adapters, merged, portable
 from students.few_step import FewStep
 from students.gan import GAN
 from students.one_step import OneStep
@@ -29,6 +31,15 @@ from diffusers import DiffusionPipeline
 pipeline = DiffusionPipeline.from_pretrained("{folder}")
 images = pipeline({arguments}num_inference_steps=1{further}).images
 """
+LORA_USAGE = """\
+import torch
+from diffusers import DiffusionPipeline, {scheduler}
+
+pipeline = DiffusionPipeline.from_pretrained("{instructor}")
+pipeline.load_lora_weights("{folder}")
+pipeline.scheduler = {scheduler}.from_pretrained("{folder}", subfolder="scheduler")
+images = pipeline({arguments}num_inference_steps=1{further}).images
+"""
 # Diffusers has no class for this student.
 OWN_USAGE = """\
 from students.load import load
@@ -37,6 +48,7 @@ from students.source import Source
 student = load(Source(weights="{folder}"{factory}))
 images = student.sample(seeds=range(16))
 """
+ADAPTERS = "pytorch_lora_weights.safetensors"  # diffusers' name
 LEVELS = "student.json"  # the noise levels a denoiser is read at, as `students.load` reads them
 
 
@@ -44,6 +56,9 @@ def export(
     student: Student, folder: Path, card: Mapping[str, Any], pipeline: Path | None = None
 ) -> None:
     """Write a student with a model card; an existing folder is replaced as a whole.
+
+    Adapters become a file that the instructor's pipeline loads by `load_lora_weights`, with the
+    scheduler beside it, or part of the weights where that pipeline loads none.
 
     Args:
         student: On the CPU or not; written as it is.
@@ -55,12 +70,40 @@ def export(
     Raises:
         InstilError: The student's network has no layout.
     """
-    write = _writer(student, pipeline)
+    loader = _lora_loader(student, pipeline)
+    write = _lora_writer(student, loader) if loader else _writer(student, pipeline)
     with appearing(folder) as partial:
         write(partial)
-        _card(student, folder, card).save(partial / "README.md")
+        _card(student, folder, card, bool(loader)).save(partial / "README.md")
         if levels := _levels(student):
             write_json(partial / LEVELS, {"sigmas": levels})
+
+
+def _lora_loader(student: Student, pipeline: Path | None) -> Any:
+    """The pipeline's class, if it loads the adapters that the student is made of."""
+    if not isinstance(student, OneStep | FewStep) or not adapters(student):
+        return None
+    import diffusers  # seconds to import
+
+    network: Any = student.denoiser.network
+    family = FAMILIES.get(type(network).__name__)
+    if family is None or not family.latent:
+        return None
+    kind = getattr(diffusers, _index(network, pipeline)["_class_name"])
+    return kind if hasattr(kind, "save_lora_weights") else None
+
+
+def _lora_writer(student: Any, loader: Any) -> Callable[[Path], Any]:
+    """What writes adapters and scheduler."""
+    denoiser = student.denoiser
+    scheduler = _scheduler(denoiser.network, denoiser, _levels(student)[0])
+    part = "unet" if hasattr(loader, "unet_name") else "transformer"
+
+    def write(folder: Path) -> None:
+        loader.save_lora_weights(folder, **{f"{part}_lora_layers": portable(denoiser)})
+        scheduler.save_pretrained(folder / "scheduler")
+
+    return write
 
 
 def _writer(student: Student, pipeline: Path | None) -> Callable[[Path], Any]:
@@ -68,8 +111,10 @@ def _writer(student: Student, pipeline: Path | None) -> Callable[[Path], Any]:
     if isinstance(student, Pretrained):
         return student.save_pretrained
     denoiser = student.denoiser if isinstance(student, OneStep | FewStep) else None
+    if denoiser is not None and adapters(denoiser):
+        denoiser = merged(denoiser)
     if denoiser is not None and is_ours(denoiser):
-        return lambda folder: save(folder, denoiser)
+        return lambda folder: _save_own(folder, denoiser, pipeline)
     network: Any = getattr(denoiser, "network", None)
     family = FAMILIES.get(type(network).__name__)
     if denoiser is None or family is None:
@@ -86,6 +131,13 @@ def _writer(student: Student, pipeline: Path | None) -> Callable[[Path], Any]:
     if family.latent:
         return _of_instructor(network, scheduler, pipeline).save_pretrained
     return _of_network(network, scheduler, bool(student.classes)).save_pretrained
+
+
+def _save_own(folder: Path, denoiser: Denoiser, pipeline: Path | None) -> None:
+    """In our layout, with the autoencoder of the instructor's folder if it has one."""
+    save(folder, denoiser)
+    if pipeline and (pipeline / "vae").is_dir():
+        shutil.copytree(pipeline / "vae", folder / "vae")
 
 
 def _levels(student: Student) -> tuple[float, ...]:
@@ -168,13 +220,7 @@ def _of_instructor(network: Any, scheduler: Any, folder: Path | None) -> Any:
     """The instructor's own pipeline with this network and scheduler."""
     import diffusers
 
-    index = folder / "model_index.json" if folder else None
-    if index is None or not index.exists():
-        raise InstilError(
-            f"export: a {type(network).__name__} needs the autoencoder of its pipeline; "
-            "expected an instructor with a model_index.json"
-        )
-    content = json.loads(index.read_text())
+    content = _index(network, folder)
     part = "unet" if "unet" in content else "transformer"
     try:
         return getattr(diffusers, content["_class_name"]).from_pretrained(
@@ -190,14 +236,25 @@ def _of_instructor(network: Any, scheduler: Any, folder: Path | None) -> Any:
         ) from None
 
 
+def _index(network: Any, folder: Path | None) -> dict[str, Any]:
+    """What the instructor's pipeline is made of."""
+    index = folder / "model_index.json" if folder else None
+    if index is None or not index.exists():
+        raise InstilError(
+            f"export: a {type(network).__name__} needs the autoencoder of its pipeline; "
+            "expected an instructor with a model_index.json"
+        )
+    return json.loads(index.read_text())
+
+
 def _learned_variance(network: Any) -> bool:
     return network.config.out_channels == 2 * network.config.in_channels
 
 
-def _arguments(student: OneStep) -> dict[str, str]:
+def _arguments(student: OneStep | FewStep) -> dict[str, str]:
     """The arguments of the pipeline's call, in words."""
-    denoiser = student.denoiser
-    u = student.sigma / (1 + student.sigma)
+    denoiser, first = student.denoiser, _levels(student)[0]
+    u = first / (1 + first)
     further = f", sigmas=[{u:.6g}]" if isinstance(denoiser, Flow) else ""
     if denoiser.text:
         guidance = "" if "guidance" in denoiser.text else ", guidance_scale=1.0"
@@ -209,14 +266,19 @@ def _arguments(student: OneStep) -> dict[str, str]:
     return {"arguments": "batch_size=16, ", "further": labels}
 
 
-def _card(student: Student, folder: Path, card: Mapping[str, Any]) -> ModelCard:
+def _card(student: Student, folder: Path, card: Mapping[str, Any], lora: bool) -> ModelCard:
     plain = isinstance(student, OneStep) and not is_ours(student.denoiser)
     metadata = ModelCardData(
         license=card["licence"] if card["licence"] != "unknown" else None,
         library_name="diffusers" if plain else "instil",
         tags=["one-step" if student.nfe == 1 else "few-step", "distillation", "data-free"],
     )
-    if isinstance(student, OneStep) and plain:
+    if isinstance(student, OneStep | FewStep) and lora:
+        denoiser: Any = student.denoiser
+        scheduler = type(_scheduler(denoiser.network, denoiser, _levels(student)[0])).__name__
+        names = {"scheduler": scheduler, "instructor": card["instructor"], "folder": folder.name}
+        usage = LORA_USAGE.format(**names, **_arguments(student))
+    elif isinstance(student, OneStep) and plain:
         usage = USAGE.format(folder=folder.name, **_arguments(student))
     else:
         factory = f', factory="{student.factory}"' if isinstance(student, GAN) else ""

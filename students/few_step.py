@@ -41,8 +41,7 @@ class FewStep(Student):
                 f"[{low:g}, {high:g}]"
             )
         self.denoiser = denoiser
-        levels = next(denoiser.parameters()).new_tensor(list(sigmas))
-        self.sigmas = tuple(denoiser.round_sigma(levels).tolist())
+        self.sigmas = tuple(denoiser.nearest(sigma) for sigma in sigmas)
         self.shape, self.classes, self.nfe = denoiser.shape, denoiser.classes, len(self.sigmas)
 
     def prior(self, draws: Draws) -> Latent:

@@ -19,7 +19,7 @@ from instil.shapes import expand
 from instructors import pickles
 from instructors.denoiser import UNCONDITIONAL, Condition, Denoiser, class_labels
 from students.coupling_flow import CouplingFlow
-from students.export import LEVELS
+from students.export import ADAPTERS, LEVELS
 from students.few_step import FewStep
 from students.gan import GAN, make
 from students.one_step import OneStep
@@ -275,6 +275,11 @@ def _locate(source: Source) -> Path:
 
 def _load_folder(folder: Path, factory: str | None) -> Student:
     """A student in the format of `Pretrained`, or a pipeline that a run exported."""
+    if (folder / ADAPTERS).exists():
+        raise InstilError(
+            f"{folder}: holds adapters alone; its README.md says how the pipeline of their "
+            "instructor loads them"
+        )
     if (folder / LEVELS).exists():
         denoiser = instructors.load.load(str(folder)).denoiser
         first, *others = json.loads((folder / LEVELS).read_text())["sigmas"]

@@ -32,7 +32,7 @@ class OneStep(Student):
                 f"[{denoiser.sigma_min:g}, {denoiser.sigma_max:g}]"
             )
         self.denoiser = denoiser
-        self.sigma = denoiser.round_sigma(next(denoiser.parameters()).new_tensor([sigma])).item()
+        self.sigma = denoiser.nearest(sigma)
         self.shape, self.classes = denoiser.shape, denoiser.classes
 
     def prior(self, draws: Draws) -> Latent:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from instil import run, training
+from instil.processes import on_main
 from students.stylegan2 import StyleGAN2
 from students.train import TrainRecipe, fresh, train
 
@@ -58,9 +59,9 @@ def session(recipe: TrainRecipe, resume: str | None, command: str) -> Path:
     for report in this.follow(train(state, images, this.recipe, this.accelerator)):
         if report.step in this.recipe.snapshots:
             folder = this.folder / f"student-{report.step:08d}"
-            run.on_main(this.accelerator, lambda folder=folder: write(folder))
+            on_main(lambda folder=folder: write(folder))
     folder = this.folder / "student"
-    run.on_main(this.accelerator, lambda: write(folder))
+    on_main(lambda: write(folder))
     run.finish(this.accelerator)
     return folder
 

@@ -10,7 +10,8 @@ from string import ascii_lowercase
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from diffusers import UNet2DModel
+from diffusers import ConsistencyModelPipeline, EDMEulerScheduler, UNet2DModel
+from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,14 +31,14 @@ def _global_state(monkeypatch, tmp_path):
 
 @pytest.fixture
 def unet():
-    """A tiny random diffusers UNet, by channels, classes and output channels."""
+    """A tiny random diffusers UNet, by channels, classes, output channels and widths."""
 
-    def build(channels=1, classes=None, out=None, size=8):
+    def build(channels=1, classes=None, out=None, size=8, widths=(8, 16)):
         return UNet2DModel(
             sample_size=size,
             in_channels=channels,
             out_channels=out or channels,
-            block_out_channels=(8, 16),
+            block_out_channels=widths,
             layers_per_block=1,
             down_block_types=("DownBlock2D", "DownBlock2D"),
             up_block_types=("UpBlock2D", "UpBlock2D"),
@@ -47,6 +48,42 @@ def unet():
         )
 
     return build
+
+
+@pytest.fixture
+def on_tiny(unet, tmp_path):
+    """The first words of a command line that distils a tiny instructor of three classes."""
+    torch.manual_seed(0)
+    pipeline = ConsistencyModelPipeline(unet(classes=3), EDMEulerScheduler())
+    pipeline.save_pretrained(tmp_path / "instructor")
+    return ["digits", f"instructor={tmp_path / 'instructor'}", f"output={tmp_path / 'runs'}"]
+
+
+@pytest.fixture
+def weights():
+    """Every tensor of the newest checkpoint of a run, by file and name."""
+
+    def read(run):
+        folder = sorted((run / "checkpoints").glob("step-*"))[-1]
+        return {
+            f"{file.name}/{name}": tensor
+            for file in folder.glob("*.safetensors")
+            for name, tensor in load_file(file).items()
+        }
+
+    return read
+
+
+@pytest.fixture
+def assert_same():
+    """Compare tensors by name, to the bit."""
+
+    def compare(one, two):
+        assert one.keys() == two.keys()
+        for name, tensor in one.items():
+            assert torch.equal(tensor, two[name]), name
+
+    return compare
 
 
 @pytest.fixture

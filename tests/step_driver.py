@@ -15,7 +15,10 @@ from distill.recipe import Method
 from distill.trainer import State, train
 from instil.levels import LogNormal
 from instil.run import finish
+from instructors.denoiser import Denoiser
 from instructors.karras import Karras
+from instructors.lora import Lora
+from instructors.low_rank import shared_copy
 from instructors.networks import MLP
 from students.one_step import OneStep
 
@@ -27,12 +30,23 @@ def network(seed: int) -> Karras:
     return Karras(MLP(3, width=8, depth=1, classes=2).double(), (3,), 0.01, 20.0, 1.0, classes=2)
 
 
+def adapted(instructor: Karras) -> Denoiser:
+    """A fake score of adapters beside the instructor's weights."""
+    fake = shared_copy(instructor, Lora(rank=2, alpha=3), 0, "fake.lora")
+    torch.manual_seed(2)
+    with torch.no_grad():
+        for parameter in fake.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(std=0.3)
+    return fake
+
+
 def main(out: Path) -> None:
     accelerator = Accelerator(cpu=True)
-    settings = itertools.product(
-        (IKL(), DMD(), SiD(alpha=1.2), SIM()), (True, False), (1, 4), (1, 3)
-    )
-    for divergence, shared, accumulation, updates in settings:
+    choices = (IKL(), DMD(), SiD(alpha=1.2), SIM()), (True, False), (1, 4), (1, 3)
+    settings = [(*each, False) for each in itertools.product(*choices)]
+    settings += itertools.product((IKL(), SiD(alpha=1.2)), (True,), (1, 4), (3,), (True,))
+    for divergence, shared, accumulation, updates, lora in settings:
         own = None if shared else {"kind": "log_normal", "mean": 0.0}
         method = Method(divergence=divergence).replace(
             levels={"kind": "log_uniform"},
@@ -42,12 +56,13 @@ def main(out: Path) -> None:
         )
         assert isinstance(method.fake.levels, LogNormal) != shared
         instructor = network(0).requires_grad_(False)
-        state = State.fresh(OneStep(network(1), 1.5), network(2), method)
+        fake = adapted(instructor) if lora else network(2)
+        state = State.fresh(OneStep(network(1), 1.5), fake, method)
         before = {key: value.clone() for key, value in state.student.state_dict().items()}
         fake_before = {key: value.clone() for key, value in state.fake.state_dict().items()}
         losses = [report.student_loss for report in train(state, instructor, method, accelerator)]
         if accelerator.is_main_process:
-            name = f"{divergence.kind}-{shared}-{accumulation}-{updates}.pt"
+            name = f"{divergence.kind}-{shared}-{accumulation}-{updates}{'-lora' * lora}.pt"
             torch.save(
                 {
                     "method": method.model_dump_json(),

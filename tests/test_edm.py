@@ -100,7 +100,7 @@ def test_there_is_a_golden_value_for_every_option():
 @pytest.mark.parametrize("name", NAMES)
 def test_the_same_numbers_as_edms_own_code(checkpoint, name):
     path, golden = checkpoint(name, protocol=2 + NAMES.index(name) % 4)
-    denoiser = read_checkpoint(path)
+    denoiser = read_checkpoint(path).denoiser
     with torch.no_grad():
         close(denoiser(golden.noisy, golden.sigma, golden.condition), golden.found["denoised"])
         time = golden.sigma.log() / 4
@@ -128,7 +128,7 @@ def test_the_same_numbers_as_edms_own_code(checkpoint, name):
 )
 def test_a_converted_folder_loads_as_the_same_denoiser(checkpoint, tmp_path, name, adapter):
     path, golden = checkpoint(name)
-    direct = read_checkpoint(path)
+    direct = read_checkpoint(path).denoiser
     convert(path, tmp_path / "out")
     loaded = load(str(tmp_path / "out"))
     assert type(loaded.denoiser) is adapter
@@ -144,17 +144,18 @@ def test_the_flag_of_half_precision_changes_nothing(checkpoint, tmp_path):
     on, golden = checkpoint("edm-fp16", file="on.pkl")
     off, _ = checkpoint("edm-fp16", file="off.pkl", use_fp16=False)
     arguments = (golden.noisy, golden.sigma, golden.condition)
-    assert torch.equal(read_checkpoint(on)(*arguments), read_checkpoint(off)(*arguments))
+    found = [read_checkpoint(each).denoiser(*arguments) for each in (on, off)]
+    assert torch.equal(*found)
     half = {name: tensor.half() for name, tensor in golden.tensors.items()}
     stored, _ = checkpoint("edm-fp16", file="half.pkl", tensors=half)
-    denoiser = read_checkpoint(stored)
+    denoiser = read_checkpoint(stored).denoiser
     assert {p.dtype for p in denoiser.parameters()} == {torch.float32}
     close(denoiser(*arguments), golden.found["denoised"], 1e-2)
 
 
 def test_levels_that_iddpm_has_seen_have_whole_times(checkpoint):
     path, golden = checkpoint("adm-iddpm")
-    denoiser = read_checkpoint(path)
+    denoiser = read_checkpoint(path).denoiser
     levels = golden.found["buffer.u"][:-1].flip(0)
     torch.testing.assert_close(denoiser.time(levels), torch.arange(1000.0), rtol=0, atol=2e-3)
     assert denoiser.sigma_max == pytest.approx(levels[-1].item())
@@ -301,8 +302,8 @@ def test_a_file_of_another_name_has_no_known_licence(checkpoint, tmp_path, capsy
 
 
 def test_the_published_files_are_listed_once():
-    names = [name.rpartition("/")[2] for name in PUBLISHED]
-    assert len(set(names)) == len(names) == 12
+    names = [name for files in PUBLISHED.values() for name in files]
+    assert len(set(names)) == len(names) == 22
 
 
 @pytest.mark.parametrize(
@@ -364,7 +365,7 @@ def test_a_folder_that_was_edited_badly(checkpoint, tmp_path, change, message):
 @pytest.mark.parametrize("name", ["song-fourier-residual-skip-4", "edm-fp16"])
 def test_autocast_and_the_compiler_understand_the_network(checkpoint, name):
     path, golden = checkpoint(name)
-    denoiser = read_checkpoint(path)
+    denoiser = read_checkpoint(path).denoiser
     arguments = (golden.noisy, golden.sigma, golden.condition)
     with torch.no_grad():
         compiled = torch.compile(denoiser.network, backend="eager", fullgraph=True)

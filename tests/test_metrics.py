@@ -1,5 +1,6 @@
 """The yardstick, before any number is believed."""
 
+import json
 import re
 
 import numpy as np
@@ -99,6 +100,28 @@ def test_figures_are_torch_fidelitys_own(extractor, reference, tmp_path):
     assert ours["fd"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-4)
     assert ours["inception_score"] == pytest.approx(theirs["inception_score_mean"], rel=1e-4)
     assert features.register("digits") == extractor.name.lower()  # twice is no fault
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["--instructor=digits", "--images=digits:held-out"])
+def test_two_processes_measure_what_one_does(what, tmp_path, python, capsys):
+    words = ["fid", what, "--reference=digits", "--extractor=digits", "--samples=600"]
+    words += ["--seeds=2", "--steps=3"]
+    assert main([*words, "--json", str(tmp_path / "one.json")]) == 0
+    cache = {"INSTIL_CACHE": str(tmp_path / "other")}  # or the figures would be read from the first
+    both = [*words, "--json", str(tmp_path / "two.json")]
+    said = python("-m", "eval", *both, processes=2, env=cache).stdout
+    one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
+    assert one == two
+    assert said.count(one["protocol"].split(",")[0]) == capsys.readouterr().out.count(
+        one["protocol"].split(",")[0]
+    )
+
+
+def test_other_commands_are_not_shared(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["latents", "--source", "digits", "--target", "digits"]) == 2
+    assert "latents: only fid is shared by processes; start one" in capsys.readouterr().err
 
 
 def test_a_reference_is_at_no_distance_from_itself(reference):

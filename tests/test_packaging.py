@@ -73,7 +73,15 @@ def test_the_changelog_begins_with_this_version():
 
 
 @pytest.mark.parametrize(
-    "name", ["README.md", "CONTRIBUTING.md", "docs/latents.md", "docs/horizon.md"]
+    "name",
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/latents.md",
+        "docs/horizon.md",
+        "docs/memory.md",
+        "docs/scale.md",
+    ],
 )
 def test_files_the_documents_name_exist(name):
     text = (ROOT / name).read_text()

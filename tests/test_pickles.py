@@ -86,6 +86,37 @@ def test_plain_torch_modules_come_back_with_the_keys_of_torch(written, protocol)
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+def test_numpy_arrays_are_read_as_numbers(written, protocol):
+    values = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array([True]), "c": []}
+    found = read(written(values, protocol))
+    for name in ("a", "b"):
+        assert found[name].shape == values[name].shape
+        assert found[name].numbers.tolist() == values[name].flatten().tolist()
+    assert found["c"] == []
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.array(["x"], dtype=object), "numpy type that is no number"),
+        (np.zeros(2, ">f4"), "foreign byte order"),
+        (np.asfortranarray(np.zeros((2, 3))), "no format that is known"),
+        (Calls(np.zeros(2).__reduce__()[0], int, (0,), b"b"), "the global builtins.int"),
+    ],
+)
+def test_other_arrays_are_refused(written, array, message):
+    with pytest.raises(InstilError, match=message):
+        read(written({"a": array}))
+
+
+def test_an_array_has_the_numbers_it_says(written):
+    whole = pickle.dumps(np.zeros(3), 4)
+    assert whole.count(b"K\x03\x85") == 1
+    with pytest.raises(InstilError, match="of another size than it says"):
+        read(written(whole.replace(b"K\x03\x85", b"K\x04\x85")))
+
+
 def test_source_text_is_never_run(persistent, written, tmp_path):
     trace = tmp_path / "trace"
     source = f"open({str(trace)!r}, 'w').close()"

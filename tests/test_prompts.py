@@ -167,6 +167,7 @@ def test_recipes_fit_their_families(recipe, tiny_pipeline, prompts, tmp_path):
 DOCUMENTED = {
     "pixels": "unconditional",
     "EDM": "digits",
+    "EDM2": "digits",
     "NCSN++": "ncsnpp",
     "DiT": "dit",
     "SD 1.5": "sd",

@@ -16,20 +16,16 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from distill.__main__ import main
+from instil.run import accelerator_for
 
 ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
-def tiny(unet, tmp_path):
+def tiny(on_tiny):
     """The command line of a small fast run; later words win."""
-    torch.manual_seed(0)
-    pipeline = ConsistencyModelPipeline(unet(classes=3), EDMEulerScheduler())
-    pipeline.save_pretrained(tmp_path / "instructor")
     return [
-        "digits",
-        f"instructor={tmp_path / 'instructor'}",
-        f"output={tmp_path / 'runs'}",
+        *on_tiny,
         "train.steps=6",
         "train.batch=8",
         "train.averages=[0, 100]",
@@ -39,22 +35,6 @@ def tiny(unet, tmp_path):
         "log_every=2",
         "save_every=2",
     ]
-
-
-def weights(run):
-    """Every tensor of the newest checkpoint."""
-    folder = sorted((run / "checkpoints").glob("step-*"))[-1]
-    return {
-        f"{file.name}/{name}": tensor
-        for file in folder.glob("*.safetensors")
-        for name, tensor in load_file(file).items()
-    }
-
-
-def assert_same(one, two):
-    assert one.keys() == two.keys()
-    for name, tensor in one.items():
-        assert torch.equal(tensor, two[name]), name
 
 
 def test_a_run_leaves_everything_a_person_needs(tiny, tmp_path, capsys):
@@ -90,7 +70,7 @@ def test_a_run_is_never_overwritten(tiny, tmp_path):
     assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["digits", "digits-2"]
 
 
-def test_the_same_seed_gives_the_same_run_and_another_another(tiny, tmp_path):
+def test_the_same_seed_gives_the_same_run_and_another_another(tiny, tmp_path, weights, assert_same):
     quick = [*tiny, "evaluation.extractor=null"]
     for seed in (0, 0, 1):
         assert main([*quick, f"train.seed={seed}"]) == 0
@@ -101,7 +81,7 @@ def test_the_same_seed_gives_the_same_run_and_another_another(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_resumed_equals_uninterrupted(tiny, tmp_path, accumulation):
+def test_resumed_equals_uninterrupted(tiny, tmp_path, accumulation, weights, assert_same):
     quick = [*tiny, "evaluation.extractor=null", f"train.accumulation={accumulation}"]
     quick += ["train.averages=[50]", "fake.updates=2"]
     assert main([*quick, "name=whole"]) == 0
@@ -109,11 +89,11 @@ def test_resumed_equals_uninterrupted(tiny, tmp_path, accumulation):
     assert main([*quick, "name=parts", "--resume"]) == 0
     assert_same(weights(tmp_path / "runs" / "whole"), weights(tmp_path / "runs" / "parts"))
     lines = (tmp_path / "runs" / "parts" / "metrics.jsonl").read_text().splitlines()
-    steps = [json.loads(line)["step"] for line in lines]
-    assert steps == sorted(set(steps))
+    records = [(r["step"], "gauges" in r) for r in map(json.loads, lines)]
+    assert records == sorted(set(records))
 
 
-def test_another_objective_goes_on_from_an_earlier_run(tiny, tmp_path):
+def test_another_objective_goes_on_from_an_earlier_run(tiny, tmp_path, assert_same):
     quick = [*tiny, "evaluation.extractor=null", "train.steps=2"]
     assert main([*quick, "name=sid"]) == 0
     sid = tmp_path / "runs" / "sid"
@@ -135,11 +115,14 @@ def test_resume_by_folder_needs_no_recipe(tiny, tmp_path):
     assert main(["--resume", str(run), "train.steps=4"]) == 0
     assert (run / "checkpoints" / "step-00000004").exists()
     older = run / "checkpoints" / "step-00000002"
+    meta = json.loads((older / "checkpoint.json").read_text())
+    del meta["recipe"]["preflight"], meta["recipe"]["train"]["checkpointing"]  # an earlier version
+    (older / "checkpoint.json").write_text(json.dumps(meta))
     assert main(["--resume", str(older), "train.steps=3"]) == 0
 
 
 @pytest.mark.slow
-def test_resume_under_two_processes(tiny, tmp_path, python):
+def test_resume_under_two_processes(tiny, tmp_path, python, weights, assert_same):
     quick = [*tiny, "evaluation.extractor=null"]
     python("-m", "distill", *quick, "name=whole", processes=2)
     done = python("-m", "distill", *quick, "name=parts", "train.steps=4", processes=2)
@@ -156,7 +139,7 @@ def test_resume_under_two_processes(tiny, tmp_path, python):
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(tiny, tmp_path):
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(tiny, tmp_path, weights, assert_same):
     words = [*tiny, "evaluation.extractor=null", "train.steps=60", "save_every=1"]
     assert main([*words, "name=whole"]) == 0
     command = [sys.executable, "-m", "distill", *words, "name=killed"]
@@ -175,7 +158,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tiny, tmp_path):
     assert_same(weights(tmp_path / "runs" / "whole"), weights(run))
 
 
-def test_non_finite_gradients_stop_the_run_and_are_never_saved(tiny, tmp_path, capsys):
+def test_non_finite_gradients_stop_the_run_and_are_never_saved(tiny, tmp_path, capsys, weights):
     assert main([*tiny, "evaluation.extractor=null", "optimizer.lr=1e30"]) == 1
     error = capsys.readouterr().err
     assert "stopped: step" in error
@@ -191,10 +174,10 @@ def test_bf16_trains_and_stays_near_float32(tiny, tmp_path):
 
     AcceleratorState._reset_state(reset_partial_state=True)
     assert main([*quick, "name=half", "train.precision=bf16"]) == 0
-    records = [
-        json.loads((tmp_path / "runs" / name / "metrics.jsonl").read_text().splitlines()[-1])
-        for name in ("full", "half")
-    ]
+    records = []
+    for name in ("full", "half"):
+        lines = (tmp_path / "runs" / name / "metrics.jsonl").read_text().splitlines()
+        records.append([r for r in map(json.loads, lines) if "fake" in r][-1])
     assert records[0]["fake"] == pytest.approx(records[1]["fake"], rel=0.05)
     assert records[0]["fake"] != records[1]["fake"]
 
@@ -301,6 +284,45 @@ def test_fp16_is_refused_with_a_reason(tiny, monkeypatch, capsys):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
     assert main(tiny) == 2
     assert "precision fp16" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("version", ["1", "2"])
+def test_sharded_networks_are_refused_with_what_to_do(tiny, monkeypatch, capsys, version):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", version)
+    assert main(tiny) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: FSDP: accelerate gives it one network with one optimizer")
+    assert "fake.lora" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_two_processes_measure_as_one_does(tiny, tmp_path, python):
+    python("-m", "distill", *tiny, "evaluation.patience=9", "name=two", processes=2)
+    assert main([*tiny, "evaluation.patience=9", "name=one"]) == 0
+    found = []
+    for name in ("one", "two"):
+        run = tmp_path / "runs" / name
+        records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        quick = [record["fd"] for record in records if "fd" in record]
+        found.append((quick, json.loads((run / "report.json").read_text())))
+    (one, report), (two, other) = found
+    assert one[0] == two[0]  # before the first update the weights are the same to the bit
+    assert len(one) == len(two) == 3
+    assert report["instructor"]["fd"] == other["instructor"]["fd"]
+    assert report["floor"] == other["floor"]
+    assert other["student"]["fd"]["mean"] == pytest.approx(
+        report["student"]["fd"]["mean"], rel=0.01
+    )
+    assert other["processes"] == 2
+
+
+@pytest.mark.parametrize(("capability", "slow"), [("AVX2", True), ("AVX512", False)])
+def test_bf16_on_a_processor_that_has_no_instructions_for_it(monkeypatch, capsys, capability, slow):
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
+    accelerator_for("bf16", (), "runs")
+    assert ("precision bf16: this processor has no AVX-512" in capsys.readouterr().err) is slow
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """The step against one reference written as plainly as the paper."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -7,6 +9,8 @@ from distill.recipe import Method
 from instil.draws import Draws
 from instructors.denoiser import class_labels
 from instructors.karras import Karras
+from instructors.lora import Lora
+from instructors.low_rank import shared_copy
 from instructors.networks import MLP
 from students.one_step import OneStep
 
@@ -68,7 +72,8 @@ def plain_divergence(kind, x, t, f):
 def reference(student, fake, instructor, method):
     """Generate, follow the gap of the scores, denoise; one whole batch, every pass on its own."""
     student_adam = PlainAdam(student.parameters(), method.optimizer)
-    fake_adam = PlainAdam(fake.parameters(), method.fake.optimizer)
+    trained = [parameter for parameter in fake.parameters() if parameter.requires_grad]
+    fake_adam = PlainAdam(trained, method.fake.optimizer)
     own = method.fake.levels
     for step in range(method.train.steps):
         draws = Draws.of_range(method.train.seed, step, 0, method.train.batch)
@@ -82,7 +87,7 @@ def reference(student, fake, instructor, method):
             loss = fake.weight(sigma) * (
                 fake(x + sigma[:, None] * noise, sigma, c) - x
             ).square().sum(1)
-            return torch.autograd.grad(loss.mean(), list(fake.parameters()))
+            return torch.autograd.grad(loss.mean(), trained)
 
         x = student(student.prior(draws), c)
         sigma, noise = levels("divergence", method.levels)
@@ -106,20 +111,40 @@ def network(state):
     return built
 
 
-@pytest.mark.parametrize("updates", [1, 3])
-@pytest.mark.parametrize("accumulation", [1, 4])
-@pytest.mark.parametrize("shared", [True, False], ids=["shared", "two_pass"])
-@pytest.mark.parametrize("kind", ["ikl", "dmd", "sid", "sim"])
+SETTINGS = list(itertools.product(("ikl", "dmd", "sid", "sim"), (True, False), (1, 4), (1, 3)))
+
+
+@pytest.mark.parametrize(("kind", "shared", "accumulation", "updates"), SETTINGS)
 def test_the_step_is_the_papers(trained, kind, shared, accumulation, updates):
+    saved, start = read(trained, f"{kind}-{shared}-{accumulation}-{updates}")
+    compare(saved, network(start), network(saved["instructor"]))
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+@pytest.mark.parametrize("kind", ["ikl", "sid"])
+def test_the_step_is_the_papers_with_adapters(trained, kind, accumulation):
+    saved, start = read(trained, f"{kind}-True-{accumulation}-3-lora")
+    instructor = network(saved["instructor"]).requires_grad_(False)
+    fake = shared_copy(instructor, Lora(rank=2, alpha=3), 0, "fake.lora")
+    fake.load_state_dict(start)
+    compare(saved, fake, instructor)
+
+
+def read(trained, name):
+    """What was saved under a setting, and the fake's weights before."""
     processes, folder = trained
-    saved = torch.load(folder / f"{kind}-{shared}-{accumulation}-{updates}.pt")
+    saved = torch.load(folder / f"{name}.pt")
     assert saved["processes"] == processes
-    method = Method.model_validate_json(saved["method"])
-    before, fake_before = saved["before"]
-    fake = network(fake_before)
+    return saved, saved["before"][1]
+
+
+def compare(saved, fake, instructor):
+    """Hold what was trained to the reference."""
+    before = saved["before"][0]
     student = OneStep(network({k.removeprefix("denoiser."): v for k, v in before.items()}), 1.5)
-    reference(student, fake, network(saved["instructor"]), method)
+    reference(student, fake, instructor, Method.model_validate_json(saved["method"]))
     for found, expected in zip(saved["after"], (student, fake), strict=True):
+        assert found.keys() == expected.state_dict().keys()
         for key, value in expected.state_dict().items():
             torch.testing.assert_close(found[key], value, rtol=1e-9, atol=1e-12)
     moved = (

@@ -69,7 +69,7 @@ def test_claims_hold_at_reduced_size(number):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", ["002.2", "002.4"])
+@pytest.mark.parametrize("number", ["002.2", "002.3", "002.4", "002.5", "002.6", "002.9"])
 def test_dear_claims_hold_at_reduced_size(number):
     rows, facts = experiments()[number].run(0.25)
     assert facts["holds"], rows

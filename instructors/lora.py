@@ -1,0 +1,25 @@
+"""Low-rank adapters as a recipe section; `instructors.low_rank` carries it out."""
+
+from typing import Annotated
+
+from pydantic import Field, PositiveInt
+
+from instil.config import Config
+
+
+class Lora(Config):
+    """Adapters beside frozen weights, W + alpha / rank B A, with B = 0 at the start.
+
+    Attributes:
+        rank: Rows of A and columns of B.
+        alpha: Their strength; None for the rank, so that the factor is 1.
+        targets: Names of layers or the ends of names, such as to_q; None for every linear layer and
+            every convolution of one group, attention projections included.
+
+    Source:
+        Hu et al. 2021, arXiv 2106.09685.
+    """
+
+    rank: PositiveInt = 16
+    alpha: PositiveInt | None = None
+    targets: Annotated[tuple[str, ...], Field(min_length=1, strict=False)] | None = None
