@@ -86,7 +86,7 @@ def test_data_parallelism_keeps_gradients(python, unet, tmp_path, processes):
     assert [line[:2] for line in lines] == [[processes, 1], [processes, 4]]
     for *_, truth, planned, rebuilt in lines:
         print(f"{processes} process(es): {truth / 1e6:.2f} MB, planned {planned / 1e6:.2f}")  # noqa: T201
-        # Buckets are made anew once, in the second update; how long both live is a matter of threads.
+        # Buckets are made anew once, in the second update; both live for a while.
         assert 0.95 * planned < truth < 1.05 * planned + rebuilt
 
 
