@@ -39,7 +39,7 @@ def by_kind(value: Any) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people mean it: duplicate keys are refused and 1e-5 is a number."""
+    """YAML as people mean it: no key twice, 1e-5 is a number, and yes, no, on, off are words."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -54,6 +54,12 @@ _Loader.add_implicit_resolver(
     re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)$"),
     list("-+.0123456789"),
 )
+for letter in "yYnNoO":  # of the booleans, true and false stay
+    _Loader.yaml_implicit_resolvers[letter] = [
+        (tag, pattern)
+        for tag, pattern in _Loader.yaml_implicit_resolvers[letter]
+        if tag != "tag:yaml.org,2002:bool"
+    ]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -23,6 +23,13 @@ def test_numbers_mean_what_people_mean(tmp_path):
     assert read_yaml(file) == {"a": 1e-5, "b": 1e-5, "c": 50_000, "d": -2500.0, "e": 1, "f": "1e"}
 
 
+def test_no_is_a_word(tmp_path):
+    file = tmp_path / "r.yaml"
+    file.write_text("precision: no\nfused: true\nother: null\nplane: off\n")
+    assert read_yaml(file) == {"precision": "no", "fused": True, "other": None, "plane": "off"}
+    assert read_overrides(["train.precision=no"]) == {"train": {"precision": "no"}}
+
+
 def test_betas_written_as_integers_are_floats():
     recipe = validate(Recipe, merge(BASE, read_overrides(["optimizer.betas=[0, 0.999]"])))
     assert recipe.optimizer.betas == (0.0, 0.999)
