@@ -1,6 +1,7 @@
 """Distil a pretrained diffusion model into a one-step generator, without data."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.dry_run:
         return _dry_run(recipe, arguments)
     report = session(recipe, arguments.resume)
-    if arguments.json:
+    if arguments.json and os.environ.get("RANK", "0") == "0":
         write_json(Path(arguments.json), report)
     return 0
 

@@ -58,13 +58,12 @@ def session(recipe: Recipe, resume: str | None = None) -> dict[str, Any]:
         )
     watch = Watch(recipe, state, start, instructor, yardstick, clip, this)
     began = time.perf_counter()
-    if state.step == 0:
-        watch.look(0)
+    watch.look(state.step)  # of the start, or of a run that was killed before it had looked
     reports = train(state, instructor.denoiser, recipe, accelerator, instructor.prior)
-    for report in this.follow(reports):
+    for report in () if watch.stalled(state.step) else this.follow(reports):
         with this.monitor.paused():
             watch.look(report.step)
-        if watch.may_stop(report.step) and watch.stalled:
+        if watch.stalled(report.step):
             this.save()
             break
     seconds = time.perf_counter() - began

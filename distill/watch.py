@@ -59,32 +59,32 @@ class Watch:
             instructor.denoiser, recipe.evaluation.instructor_steps, self.prior, self.codec
         )
         self.instructor_pixels = self._pixels(self.instructor_sampler)
-        self.best = Best(this.folder / "best", on_main(this.monitor.records))
+        records = on_main(this.monitor.records)  # of a run that is resumed
+        self.seen = {(record["step"], key) for record in records for key in record}
+        self.best = Best(this.folder / "best", records)
 
     def look(self, step: int) -> None:
-        """Measure and draw when it is time to."""
+        """Measure and draw when it is time to, except what was done before a resume."""
         every, last = self.recipe.evaluation.every, step == self.recipe.train.steps
-        if self.yardstick and every and (step % every == 0 or last):
+        measures = every and (step % every == 0 or last) and (step, "fd") not in self.seen
+        if self.yardstick and measures:
             distances = self._quick(self.yardstick)
-            self.run.monitor.write({"step": step, "fd": distances})
             if self.recipe.evaluation.patience:
                 self.best.offer(step, distances, self._averages())
-        if step % self.recipe.pictures_every == 0 or last:
+            self.run.monitor.write({"step": step, "fd": distances})  # last: now it is done
+        draws = step % self.recipe.pictures_every == 0 or last
+        if draws and (step, "gauges") not in self.seen:  # likewise the last that is written
             best = self.state.averages[0].on(self.device)
             pixels = self._pixels(self._sampler(best))
             self._picture(pixels, self.run.folder / "samples" / f"step-{step:08d}.png")
             on_main(lambda: self._monitor(step, pixels))
 
-    def may_stop(self, step: int) -> bool:
-        """Whether the run may have stalled at this step."""
+    def stalled(self, step: int) -> bool:
+        """Whether this step was measured and the last measurements brought nothing new."""
         evaluation = self.recipe.evaluation
-        measured = bool(evaluation.extractor and evaluation.every and evaluation.patience)
-        return measured and step % (evaluation.every or 1) == 0
-
-    @property
-    def stalled(self) -> bool:
-        """Whether the last measurements brought nothing new."""
-        return self.best.stale >= (self.recipe.evaluation.patience or 0)
+        if not (evaluation.extractor and evaluation.every and evaluation.patience):
+            return False
+        return step % evaluation.every == 0 and self.best.stale >= evaluation.patience
 
     def finish(self, seconds: float, accelerator: Accelerator) -> dict[str, Any]:
         """Choose an average, measure it on fresh seeds, export it, and say so in a table."""

@@ -7,6 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from eval.horizon import Horizon
+from instil.checkpoint import replacing
 
 
 def run_curves(records: Sequence[Mapping[str, Any]], report: Mapping[str, Any], path: Path) -> None:
@@ -47,7 +48,13 @@ def run_curves(records: Sequence[Mapping[str, Any]], report: Mapping[str, Any], 
             axis.axhline(report["instructor"]["quick"], color="grey", label="instructor")
         axis.set(xlabel="student updates", title=report["fd_name"], yscale="log")
         axis.legend()
-    figure.savefig(path, dpi=110)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """Write a PNG, or what the path's suffix says."""
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=110, format=path.suffix[1:] or "png")
 
 
 def latent_prices(facts: Mapping[str, Any], path: Path) -> None:
@@ -80,7 +87,7 @@ def latent_prices(facts: Mapping[str, Any], path: Path) -> None:
     for axis in (prices, sizes):
         axis.axhline(tolerance, color="grey", linestyle=":", label=f"tolerance {tolerance:g}")
         axis.legend(loc="upper right")
-    figure.savefig(path, dpi=110)
+    _save(figure, path)
 
 
 def horizon_curve(found: Horizon, path: Path) -> None:
@@ -105,4 +112,4 @@ def horizon_curve(found: Horizon, path: Path) -> None:
         ylabel="J less that of the reference alone, nats",
     )
     axis.legend()
-    figure.savefig(path, dpi=110)
+    _save(figure, path)

@@ -8,7 +8,8 @@ leaves the last one intact. Nothing is ever pickled.
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,8 @@ def save(
     """
     folder = root / f"step-{step:08d}"
     partial = root / f".{folder.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
+    for rest in root.glob(".step-*.partial"):  # of a run that was killed
+        shutil.rmtree(rest, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
         for name, module in modules.items():
@@ -55,16 +57,29 @@ def save(
         for name, optimizer in optimizers.items():
             write_tensors(partial / f"{name}.safetensors", _flatten(optimizer))
         write_text(partial / META, json.dumps({"step": step, **meta}, indent=2))
-        if folder.exists():  # an earlier life of this run, resumed from before this step
-            shutil.rmtree(folder)
-        partial.rename(folder)
+        put(partial, folder)
         _sync(root)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise OSError(f"{folder}: checkpoint could not be written ({error})") from error
+        raise OSError(f"{folder}: checkpoint could not be written ({reason(error)})") from error
     for old in find(root)[: -keep if keep else 0]:
-        shutil.rmtree(old)
+        remove(old)
     return folder
+
+
+def put(partial: Path, folder: Path) -> None:
+    """Rename a folder that is whole into its place, from which an older one goes first."""
+    remove(folder)
+    partial.rename(folder)
+
+
+def remove(folder: Path) -> None:
+    """Delete a folder if it exists; a kill meanwhile leaves no half of it under its name."""
+    going = folder.with_name(f".{folder.name}.old.partial")
+    shutil.rmtree(going, ignore_errors=True)
+    if folder.exists():
+        folder.rename(going)
+        shutil.rmtree(going)
 
 
 def find(root: Path) -> list[Path]:
@@ -132,16 +147,38 @@ def write_tensors(
         shared = copy.numel() > 0 and copy.data_ptr() in seen
         copies[name] = copy.clone() if shared else copy
         seen.add(copy.data_ptr())
-    save_file(copies, path, metadata={"format": "pt", **(metadata or {})})
-    _sync(path)
+    with replacing(path) as partial:
+        save_file(copies, partial, metadata={"format": "pt", **(metadata or {})})
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file so that readers see the old or the new one, never a part."""
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write, which is forced to disk and takes the place of `path` if the block succeeds.
+
+    Raises:
+        OSError: It could not be written; the message names `path`, whatever library wrote.
+    """
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    _sync(partial)
-    partial.replace(path)
+    try:
+        yield partial
+        _sync(partial)
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)  # a full disk needs the room
+        raise OSError(f"{path}: cannot be written ({reason(error)})") from error
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, without the name of the file: users know another one."""
+    if isinstance(error.__cause__, OSError | SafetensorError):
+        error = error.__cause__
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def compare(source: str, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

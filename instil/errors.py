@@ -28,6 +28,8 @@ def command(main: Command) -> Command:
             return main(argv)
         except InstilError as error:
             message, code = f"error: {error}", 2
+        except OSError as error:  # a disk that is full, a folder that is not writable
+            message, code = f"error: {error}", 2
         except FloatingPointError as error:
             message, code = f"stopped: {error}", 1
         except KeyboardInterrupt:

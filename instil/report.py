@@ -19,7 +19,8 @@ from rich.table import Table
 from torch import Tensor
 
 from instil import __version__
-from instil.checkpoint import write_text
+from instil.checkpoint import reason, replacing, write_text
+from instil.errors import InstilError
 
 P = TypeVar("P")
 
@@ -106,16 +107,20 @@ class Monitor:
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one record to `metrics.jsonl`."""
-        if self.active:
+        if not self.active:
+            return
+        try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise InstilError(f"{self.path}: cannot be written ({reason(error)})") from error
 
     def records(self) -> list[dict[str, Any]]:
-        """Everything in `metrics.jsonl` so far."""
+        """Everything in `metrics.jsonl` so far, but for a line that a full disk or a kill cut."""
         if not self.path.exists():
             return []
-        lines = self.path.read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines if line.endswith("}")]
+        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("}\n")]
 
     def _forget_after(self, start: int) -> None:
         """Drop what a killed run wrote after the checkpoint it is resumed from."""
@@ -173,7 +178,8 @@ def save_picture(sheets: Sequence[Tensor], path: Path, zoom: int = 1) -> None:
     picture = Image.fromarray(torch.cat(parts, dim=2).permute(1, 2, 0).numpy())
     size = (picture.width * zoom, picture.height * zoom)
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.resize(size, Image.Resampling.NEAREST).save(path)
+    with replacing(path) as partial:
+        picture.resize(size, Image.Resampling.NEAREST).save(partial, format="PNG")
 
 
 def environment() -> dict[str, str]:

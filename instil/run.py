@@ -234,7 +234,9 @@ def newest(root: str, name: str) -> Path:
         if (match := re.fullmatch(rf"{re.escape(name)}(?:-(\d+))?", path.parent.name))
     }
     if not runs:
-        raise InstilError(f"{Path(root) / name}: no run of that name to resume")
+        raise InstilError(
+            f"{Path(root) / name}: no run of that name to resume; without --resume it starts"
+        )
     return runs[max(runs)]
 
 

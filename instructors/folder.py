@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
+from instil.checkpoint import put
 from instil.errors import InstilError
 from instil.report import write_json
 from instructors.continuous import ContinuousVE, ContinuousVP
@@ -35,8 +37,9 @@ def appearing(folder: Path) -> Iterator[Path]:
     partial.mkdir(parents=True)
     try:
         yield partial
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
+        put(partial, folder)
+    except SafetensorError as error:  # how a full disk shows where diffusers writes
+        raise OSError(f"{folder}: cannot be written ({error})") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

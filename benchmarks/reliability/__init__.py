@@ -1,0 +1,1 @@
+"""What faults, kills and long hours do to a run."""
