@@ -1,0 +1,204 @@
+"""Full disks and folders that cannot be written: one sentence, and what was good stays."""
+
+import errno
+import resource
+import subprocess
+from contextlib import contextmanager
+from pkgutil import resolve_name
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from distill.__main__ import main
+from eval.plots import run_curves
+from instil import checkpoint
+from instil.errors import InstilError, command
+from instil.report import Monitor, save_picture
+from instructors.karras import Karras
+from students.export import export
+from students.one_step import OneStep
+
+CARD = {"instructor": "x", "licence": "apache-2.0", "recipe": "a: 1\n", "figures": {"NFE": "1"}}
+
+
+@contextmanager
+def no_file_beyond(size):
+    """The kernel refuses longer files, as a full disk does, whoever writes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def content(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def save_checkpoint(folder):
+    module = nn.Linear(40, 40)
+    checkpoint.save(folder, 7, {"m": module}, {}, {})
+
+
+def save_tensors(folder):
+    checkpoint.write_tensors(folder / "best.safetensors", {"x": torch.rand(4000)})
+
+
+def save_text(folder):
+    checkpoint.write_text(folder / "text.json", "long" * 1000)
+
+
+def save_image(folder):
+    sheet = torch.randint(256, (3, 64, 64), dtype=torch.uint8)
+    save_picture([sheet], folder / "picture.png")
+
+
+def save_curves(folder):
+    records = [{"step": k, "student": 1.0, "fake": 1.0} for k in range(9)]
+    run_curves(records, {"instructor": {}}, folder / "curves.png")
+
+
+@pytest.mark.parametrize(
+    "save", [save_checkpoint, save_tensors, save_text, save_image, save_curves]
+)
+def test_what_does_not_fit_leaves_what_was_there(tmp_path, save):
+    save(tmp_path)
+    before = content(tmp_path)
+    for size in (0, 1000):
+        with (
+            no_file_beyond(size),
+            pytest.raises(OSError, match="written .*File too large") as found,
+        ):
+            save(tmp_path)
+        assert content(tmp_path) == before
+        assert str(found.value).startswith(str(tmp_path))
+        assert "\n" not in str(found.value)
+        assert ".partial" not in str(found.value)
+    save(tmp_path)
+    assert content(tmp_path).keys() == before.keys()
+
+
+def test_an_export_that_does_not_fit_leaves_the_one_before(tmp_path, unet):
+    student = OneStep(Karras(unet(), (1, 8, 8)), 2.5).eval()
+    export(student, tmp_path / "student", CARD)
+    before = content(tmp_path)
+    with no_file_beyond(3000), pytest.raises(OSError, match="student.*(written|too large)"):
+        export(student, tmp_path / "student", CARD)
+    assert content(tmp_path) == before
+
+
+def test_a_line_that_does_not_fit_is_forgotten(tmp_path):
+    monitor = Monitor(tmp_path, steps=9, start=0, batch=1, active=True)
+    monitor.write({"step": 1, "fd": {"0": 1.0}})
+    size = (tmp_path / "metrics.jsonl").stat().st_size
+    for cut in (3, len('{"step": 2, "fd": {"0": 2.0}')):  # the second ends as a whole line does
+        with (
+            no_file_beyond(size + cut),
+            pytest.raises(InstilError, match=r"metrics.jsonl: cannot be written \(File too large"),
+        ):
+            monitor.write({"step": 2, "fd": {"0": 2.0}})
+        monitor = Monitor(tmp_path, steps=9, start=2, batch=1, active=True)  # resumed
+        assert [record["step"] for record in monitor.records()] == [1]
+    monitor.write({"step": 2})
+    assert [record["step"] for record in monitor.records()] == [1, 2]
+
+
+def test_a_command_says_what_the_system_refused(capsys):
+    @command
+    def full(argv=None):
+        raise OSError(errno.ENOSPC, "No space left on device", "runs/x")
+
+    assert full([]) == 2
+    assert capsys.readouterr().err == "error: [Errno 28] No space left on device: 'runs/x'\n"
+
+
+class Disk:
+    """A small file system of its own, which may be full or not writable."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def full(self):
+        with (
+            (self.path / "filler").open("wb", buffering=0) as file,
+            pytest.raises(OSError) as found,
+        ):
+            while True:
+                file.write(bytes(4096))
+        assert found.value.errno == errno.ENOSPC
+
+    def readonly(self):
+        self.mount("remount,ro")
+
+    def mend(self):
+        self.mount("remount,rw")
+        (self.path / "filler").unlink(missing_ok=True)
+
+    def mount(self, options):
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(self.path)]
+        return subprocess.run(command, capture_output=True).returncode == 0
+
+
+@pytest.fixture
+def disk(tmp_path):
+    found = Disk(tmp_path / "runs")
+    found.path.mkdir()
+    if not found.mount("size=8m"):
+        pytest.skip("needs the right to mount")
+    yield found
+    subprocess.run(["umount", str(found.path)], check=True)
+
+
+# What writes, the call before which the disk fails, what the sentence names.
+STAGES = {
+    "checkpoint": ("instil.checkpoint.save", 3, "checkpoints/step-00000004"),
+    "metrics": ("instil.report.Monitor.write", 4, "metrics.jsonl"),
+    "picture": ("distill.watch.save_picture", 3, "samples/step-00000006.png"),
+    "report": ("distill.watch.write_json", 1, "report.json"),
+    "curves": ("distill.watch.run_curves", 1, "curves.png"),
+    "export": ("distill.watch.export", 1, "student"),
+}
+CASES = [(stage, fault) for stage in STAGES for fault in ("full", "readonly")]
+CASES.remove(("metrics", "full"))  # a short line still fits into the last block
+
+
+@pytest.mark.parametrize(("stage", "fault"), CASES)
+def test_a_run_ends_with_one_sentence_and_goes_on(on_tiny, disk, monkeypatch, capsys, stage, fault):
+    words = [*on_tiny, "train={steps: 6, batch: 8, averages: [0]}", "evaluation.extractor=null"]
+    words += ["save_every=2", "log_every=2"]
+    name, number, named = STAGES[stage]
+    calls = []
+
+    def failing(original):
+        def call(*arguments, **options):
+            calls.append(None)
+            if len(calls) == number:
+                getattr(disk, fault)()
+            return original(*arguments, **options)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr(name, failing(resolve_name(name)))
+        assert main(words) == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    (sentence,) = [line for line in error.splitlines() if line.startswith("error: ")]
+    assert error.splitlines()[-1] == sentence
+    assert named in sentence
+    reason = {"full": "No space left on device", "readonly": "Read-only file system"}[fault]
+    assert reason in sentence
+    run = disk.path / "digits"
+    good = checkpoint.find(run / "checkpoints")[-1]
+    for path in good.glob("*.safetensors"):
+        checkpoint.read_tensors(path)
+    assert not (run / "student").exists()
+    disk.mend()
+    assert not list(run.rglob("*.partial")), "what cannot be finished gives its room back"
+    assert main([*words, "--resume"]) == 0
+    assert (run / "checkpoints" / "step-00000006").exists()
+    assert Image.open(run / "curves.png").width > 300
+    assert (run / "student" / "README.md").exists()
