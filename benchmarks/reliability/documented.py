@@ -145,9 +145,10 @@ def bring(folder: Path) -> None:
         shutil.make_archive(str(folder / name), "zip", folder / name)
     torch.manual_seed(0)
     blocks = {"down_block_types": ("DownEncoderBlock2D",), "up_block_types": ("UpDecoderBlock2D",)}
-    AutoencoderKL(
+    vae: Any = AutoencoderKL(
         1, 1, **blocks, block_out_channels=(8,), latent_channels=2, norm_num_groups=4
-    ).save_pretrained(folder / "vae")
+    )
+    vae.save_pretrained(folder / "vae")
     (folder / "my_package").mkdir()
     (folder / "my_package" / "networks.py").write_text(GENERATOR)
     weights = {"layers.weight": 0.2 * torch.randn(64, 138), "layers.bias": torch.zeros(64)}
