@@ -65,7 +65,8 @@ SHORTER = {
     "instructors transfer": "steps=4",
     "eval transfer": "--samples 40 steps=4",
     "eval preflight": "steps=4",
-    "eval horizon": "--samples 100 --draws 1",
+    "--folds 1": "--samples 100 --draws 1",
+    "eval horizon": "--samples 100 --draws 1 steps=4",
     "students train": "steps=4",
 }
 LEFT_OUT = {
