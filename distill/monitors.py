@@ -8,10 +8,11 @@ meaning to what can be measured (F* is the posterior mean of the student's own l
     (1)  mse_D - mse_F = E|D - F|^2                                  where F = F*
     (2)  KL(student_s || instructor_s) = integral over u > s of (mse_D - mse_F*) u^-3 du
 
-So the right side of (1) is how far the two scores are apart, the quotient of both sides, `tracked`,
-is 1 where the fake knows the student's law and negative where it denoises the student's samples
-worse than the instructor does, and the integral of the left side is a lower estimate of how far the
-student is from the instructor, in nats per sample.
+So the right side of (1) is how far the two scores are apart, and the integral of the left side as
+in (2) is a lower estimate of how far the student is from the instructor, in nats per sample. The
+quotient of both sides, `tracked`, is 1 where the fake knows the student's law; on the way there, at
+F = D + a (F* - D), it is 2 / a - 1. So a = 2 / (1 + tracked), with both sides integrated as in (2),
+is the share of the way that the fake has gone; single levels are noisy, the higher the more.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from eval.curves import (
     Estimate,
+    LossCurve,
     denoising_loss_curve,
     integrate_gap,
     loss_gap,
@@ -39,6 +41,7 @@ from students.student import Student
 
 LOWEST, HIGHEST, PER_DECADE = 0.1, 20.0, 4
 COLLAPSED, DRIFTED = 0.5, 0.5  # of the instructor's spread
+LAGGING = 0.5  # of the way
 REPEATS = 3
 PANELS = (0.3, 1.0, 3.0)  # noise levels, data units
 
@@ -52,12 +55,15 @@ class Gauges:
         distance: (K,) root mean square difference of the two denoisers, per coordinate.
         tracked: (K,) the quotient of both sides of (1).
         nats: The integral of (2) from the lowest level on.
+        way: Share of the way from the instructor's denoiser to that of the student's law which the
+            fake has gone, over all levels; None where it has gone nowhere or astray.
     """
 
     sigmas: tuple[float, ...]
     distance: tuple[float, ...]
     tracked: tuple[float, ...]
     nats: Estimate
+    way: float | None
 
     def record(self) -> dict[str, Any]:
         """For `metrics.jsonl`."""
@@ -108,7 +114,7 @@ def gauge(
     ours, theirs = (
         denoising_loss_curve(each, samples, levels, **options) for each in (fake, instructor)
     )
-    apart = noised_losses(
+    squares = noised_losses(
         lambda _, noisy, sigma, given: square(
             fake(noisy, sigma, given), instructor(noisy, sigma, given)
         ),
@@ -116,14 +122,17 @@ def gauge(
         levels,
         label=None,
         **options,
-    ).mean(0)
+    )
     gap = loss_gap(theirs, ours)
-    size = samples[0].numel()
+    distance = LossCurve(gap.sigmas, squares, gap.drawn)
+    apart, size = distance.mean(), samples[0].numel()
+    nats, whole = integrate_gap(gap), integrate_gap(distance).value
     return Gauges(
         tuple(levels.tolist()),
         tuple((apart / size).sqrt().tolist()),
         tuple((gap.mean() / apart.clamp(min=1e-12)).tolist()),
-        integrate_gap(gap),
+        nats,
+        2 * whole / (whole + nats.value) if whole > max(0.0, -nats.value) else None,
     )
 
 
@@ -187,9 +196,18 @@ def signs(
         found.append(
             f"standstill: {REPEATS} measurements in a row are the same; try a higher optimizer.lr"
         )
-    if gauges and sum(each < 0 for each in gauges.tracked) > len(gauges.tracked) / 2:
+    if gauges and (lag := _lag(gauges)):
         found.append(
-            "lag: at most noise levels the fake score denoises the student's samples worse than "
-            "the instructor does; try a higher fake.optimizer.lr or more fake.updates"
+            f"lag: the fake score {lag}; try a higher fake.optimizer.lr or more fake.updates"
         )
     return found
+
+
+def _lag(gauges: Gauges) -> str | None:
+    if not gauges.nats.clear:
+        return None
+    if gauges.nats.value < 0:
+        return "denoises the student's samples worse than the instructor does"
+    if gauges.way is not None and gauges.way < LAGGING:
+        return f"has gone {gauges.way:.0%} of the way from the instructor to the student's samples"
+    return None

@@ -7,9 +7,10 @@ from typing import Any
 from torch import Tensor
 
 from distill.recipe import Method, Recipe
-from distill.rehearsal import Rehearsal, trained
+from distill.rehearsal import Rehearsal
 from distill.trainer import micro_batch
 from instil.errors import InstilError
+from instil.optimizer import trained
 
 # A backward pass through weights and activations counts as two forwards, one through activations
 # alone as one.

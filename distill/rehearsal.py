@@ -20,6 +20,7 @@ from distill.recipe import Recipe
 from distill.trainer import State, train
 from instil.alive import REST, Alive
 from instil.config import Config
+from instil.optimizer import trained
 
 CPU = torch.device("cpu")
 PARTS = (
@@ -144,11 +145,6 @@ def drop_values(module: nn.Module, mode: FakeTensorMode, known: dict[Tensor, Any
                         blank = nn.Parameter(blank, tensor.requires_grad)
                     known[tensor] = blank
                 tensors[name] = known[tensor]
-
-
-def trained(module: nn.Module) -> list[nn.Parameter]:
-    """The parameters of a module that have a gradient."""
-    return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
 def _changed(section: Config, **changes: Any) -> dict[str, Any]:

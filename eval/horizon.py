@@ -23,7 +23,7 @@ Source:
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -149,6 +149,11 @@ def folds_of(count: int, folds: int, seed: int = 0, strata: Tensor | None = None
     return [part.sort().values for part in order.tensor_split(folds)]
 
 
+def all_but(parts: Sequence[Tensor], number: int) -> Tensor:
+    """Row numbers of all folds but one, in order."""
+    return torch.cat([part for k, part in enumerate(parts) if k != number]).sort().values
+
+
 def cross_fitted(
     fit: Callable[[Tensor], Denoiser],
     samples: Tensor,
@@ -185,7 +190,7 @@ def cross_fitted(
     shape, drawn = (len(samples), len(sigmas)), f"{digest(samples)}, {folds} folds, seed {seed}"
     model, law, seen = (torch.full(shape, torch.nan, dtype=torch.float64) for _ in range(3))
     for number, rows in enumerate(parts):
-        rest = torch.cat([part for k, part in enumerate(parts) if k != number]).sort().values
+        rest = all_but(parts, number)
         denoiser, gaussian = fit(rest), reference_law(reference, samples[rest])
 
         def losses(

@@ -24,7 +24,7 @@ from eval.horizon import (
     paired_losses,
     reference_law,
 )
-from eval.samples import distinct, refuse_shared
+from eval.samples import refuse_shared, some
 from instil import data, run
 from instil.config import load_recipe
 from instil.draws import Draws
@@ -192,7 +192,7 @@ def as_it_is(
         refuse_shared(found.pixels, training.pixels, *names)
     else:
         note(f"{source}: its training images are unknown; --data must hold none of them")
-    found = _some(found, question)
+    found = some(found, question.samples, question.seed)
     options: dict[str, Any] = {
         "seed": question.seed,
         "noise_draws": question.noise_draws,
@@ -216,12 +216,12 @@ def as_it_is(
             paired_losses(
                 denoiser,
                 law,
-                some.pixels,
+                each.pixels,
                 levels.unique(),
-                _condition(some, denoiser.classes),
+                _condition(each, denoiser.classes),
                 **options,
             )
-            for some in (found, _some(training, question, len(found)))
+            for each in (found, some(training, len(found), question.seed))
         ]
         losses = Losses(*pairs[0], seen=pairs[1][0])
     protocol = f"{source} on {len(found)} images of {found.source}"
@@ -244,7 +244,7 @@ def by_folds(
     """
     question.check()
     recipe = recipe_of(source, [*overrides, *([f"data={images}"] if images else [])])
-    found = _some(data.load(recipe.data), question)
+    found = some(data.load(recipe.data), question.samples, question.seed)
     levels = _levels(recipe.sigma_min, recipe.sigma_max, question)
     folds_of(len(found), question.folds)
     fresh(recipe, found, torch.device("cpu"))  # a network that does not fit is refused now
@@ -367,16 +367,6 @@ def _condition(images: data.Images, classes: int) -> Condition:
     return labelled(images.labels if classes else None)
 
 
-def _some(images: data.Images, question: Question, most: int | None = None) -> data.Images:
-    """At most so many of the images, at random, each once."""
-    rows = distinct(images.pixels)
-    if len(rows) < len(images):
-        note(f"{images.source}: {len(images) - len(rows)} repeated images are left out")
-    order = Draws.of_range(question.seed, 0, 0, len(rows)).uniform("subset").argsort()
-    chosen = order[: min(question.samples, most or question.samples)]
-    return images.select(rows[chosen.sort().values])
-
-
 def _generated(
     denoiser: Denoiser, source: str, question: Question, device: torch.device
 ) -> data.Images:
@@ -428,13 +418,13 @@ def bounds_of(
     if found.instructor is None or found.training is None:
         raise ValueError("found: expected an instructor whose training images are known")
     denoiser = found.instructor.denoiser
-    some = _some(found.training, question)
+    seen = some(found.training, question.samples, question.seed)
     curve = generalization_bound(
         denoiser,
-        some.pixels,
+        seen.pixels,
         found.horizon.sigmas,
-        reference_law(question.reference, some.pixels),
-        labels=some.labels if denoiser.classes else None,
+        reference_law(question.reference, seen.pixels),
+        labels=seen.labels if denoiser.classes else None,
         noise_draws=question.noise_draws,
         seed=question.seed,
         device=next(denoiser.parameters()).device,

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from eval.curves import Estimate
-from eval.horizon import folds_of
+from eval.horizon import all_but, folds_of
 from instil.errors import InstilError
 
 SCRATCH = "scratch"
@@ -115,7 +115,7 @@ def cross_validate(
     parts = folds_of(count, folds_for(count) if folds is None else folds, seed, strata)
     nats = {arm: torch.empty(count, dtype=torch.float64) for arm in arms}
     for number, held_out in enumerate(parts):
-        rest = torch.cat([part for k, part in enumerate(parts) if k != number]).sort().values
+        rest = all_but(parts, number)
         for arm, fit in arms.items():
             nats[arm][held_out] = fit(rest, held_out).double().cpu()
     return Comparison(nats, parts)

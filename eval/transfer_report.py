@@ -12,10 +12,9 @@ from torch import Tensor
 from eval import card
 from eval.curves import Estimate, contributions
 from eval.horizon import Losses, cross_fitted, folds_of, noise_levels
-from eval.samples import check_samples, distinct, refuse_shared
+from eval.samples import check_samples, refuse_shared, some
 from eval.transfer import SCRATCH, Comparison, folds_for, verdict
 from instil import data
-from instil.draws import Draws
 from instil.errors import InstilError
 from instil.report import note
 from instructors.adapt import Target, adapt, save
@@ -213,13 +212,7 @@ def _target(
     instructor: Instructor, images: data.Images, question: Question, accelerator: Accelerator
 ) -> Target:
     check_samples(images.pixels)
-    rows = distinct(images.pixels)
-    if len(rows) < len(images):
-        note(f"{images.source}: {len(images) - len(rows)} repeated images left out")
-    if question.samples is not None and question.samples < len(rows):
-        order = Draws.of_range(question.seed, 0, 0, len(rows)).uniform("subset").argsort()
-        rows = rows[order[: question.samples].sort().values]
-    images = images.select(rows)
+    images = some(images, question.samples, question.seed)
     seen = card.training_images(instructor.card.folder)
     if seen is not None and seen.shape == images.shape:
         names = images.source, f"the training images of {instructor.card.source}"

@@ -54,7 +54,7 @@ class Adam(Config):
         if self.bits == 8:
             kind, options = _eight_bits(), {}
         return kind(
-            [parameter for parameter in module.parameters() if parameter.requires_grad],
+            trained(module),
             lr=self.lr,
             betas=self.betas,
             eps=self.eps,
@@ -87,6 +87,11 @@ class Adam(Config):
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return norm
+
+
+def trained(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters of a module that have a gradient."""
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
 def _eight_bits() -> Any:

@@ -46,7 +46,13 @@ def begin(
 
 def card_facts(recipe: Any, images: data.Images, command: str) -> dict[str, Any]:
     """What the card of any such training says: its recipe, data, command and machine."""
-    return recipe.model_dump() | {
+    return recipe.model_dump() | origin(images, command)
+
+
+def origin(images: data.Images, command: str) -> dict[str, Any]:
+    """What the card of anything made from images says of them, and of how it was made."""
+    return {
+        "data": images.source,
         "count": len(images),
         "shape": images.shape,
         "digest": images.digest(),

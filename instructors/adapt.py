@@ -12,13 +12,13 @@ from torch import Tensor
 from instil import data
 from instil.checkpoint import write_text
 from instil.errors import InstilError
-from instil.report import environment
+from instil.training import origin
 from instructors.codec import Codec
 from instructors.denoiser import Condition, Denoiser, labelled
 from instructors.folder import appearing
 from instructors.load import Instructor, network_folder
 from instructors.low_rank import merged
-from instructors.relabel import blank, relabelled
+from instructors.relabel import blank, check, relabelled
 from instructors.transfer import Arm, Transfer, begin, fit, trunk
 
 CARD = """---
@@ -69,7 +69,7 @@ class Target:
                 f"makes {wanted}; resize or convert them first"
             )
         classes = 0 if images.labels is None else len(images.classes)
-        relabelled(instructor.denoiser, classes)  # what is refused is refused before any work
+        check(instructor.denoiser, classes)  # what is refused is refused before any work
         return cls(
             images, _encoded(instructor.codec, images, device), labelled(images.labels), classes
         )
@@ -141,7 +141,7 @@ def save(
         folder: Replaced if it exists.
         command: That made it, for the card.
     """
-    card, images = instructor.card, target.images
+    card = instructor.card
     where = network_folder(card.source)
     about = {
         "name": folder.name,
@@ -150,12 +150,7 @@ def save(
         "sha256": card.sha256,
         "arm": arm,
         "updates": updates,
-        "data": images.source,
-        "count": len(images),
-        "shape": images.shape,
-        "digest": images.digest(),
-        "command": command,
-        "machine": ", ".join(f"{key} {value}" for key, value in environment().items()),
+        **origin(target.images, command),
     }
     network: Any = merged(denoiser).network
     with appearing(folder) as partial:

@@ -18,9 +18,9 @@ def blank(denoiser: Denoiser, classes: int, seed: int) -> Denoiser:
         seed: Of the weights, and of nothing else.
 
     Raises:
-        InstilError: The network cannot be told another number of classes, or is asked by prompts.
+        InstilError: As `check`.
     """
-    network: Any = _network(denoiser, classes)
+    network = check(denoiser, classes)
     changed = {} if classes == denoiser.classes else {"num_class_embeds": classes or None}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -43,10 +43,10 @@ def relabelled(denoiser: Denoiser, classes: int) -> Denoiser:
         classes: Of the target; 0 for none.
 
     Raises:
-        InstilError: As `blank`.
+        InstilError: As `check`.
     """
     if classes == denoiser.classes:
-        _network(denoiser, classes)
+        check(denoiser, classes)
         return copy.deepcopy(denoiser).requires_grad_(True)
     other: Any = blank(denoiser, classes, seed=0)
     source: Any = denoiser.network
@@ -62,7 +62,12 @@ def relabelled(denoiser: Denoiser, classes: int) -> Denoiser:
     return other
 
 
-def _network(denoiser: Denoiser, classes: int) -> Any:
+def check(denoiser: Denoiser, classes: int) -> Any:
+    """The network of a denoiser that can be transferred to a target of so many classes.
+
+    Raises:
+        InstilError: It cannot be told another number of classes, or is asked by prompts.
+    """
     network: Any = getattr(denoiser.base(), "network", None)
     name = type(network).__name__
     if denoiser.text or not hasattr(network, "from_config"):

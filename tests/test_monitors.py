@@ -14,6 +14,7 @@ from distill.recipe import Recipe
 from eval.curves import Estimate
 from instructors.analytic import gaussian
 from instructors.denoiser import UNCONDITIONAL
+from instructors.guidance import Blend
 
 MEAN, VARIANCES = torch.tensor([0.3, -0.2]), torch.tensor([0.5, 0.2])  # of the student
 OTHER, WIDTHS = torch.tensor([0.0, 0.1]), torch.tensor([0.8, 0.4])  # of the instructor
@@ -51,7 +52,18 @@ def test_gauges_of_a_fake_that_knows_the_student():
     assert found.distance[3] == pytest.approx(square.mean().sqrt().item(), rel=0.1)
 
 
-def test_gauges_of_a_fake_that_lags():
+@pytest.mark.parametrize("share", [0.1, 0.4, 1.0])
+def test_the_way_a_fake_has_gone(share):
+    given, student = law(OTHER, WIDTHS), law(MEAN, VARIANCES)
+    between = Blend([given, student], [[1 - share, share]])
+    found = gauge(samples(4000), UNCONDITIONAL, given, between, 4000)
+    assert found.way == pytest.approx(share, rel=0.1)
+    same = images(0)
+    found_signs = signs(same, same, gauges=found)
+    assert [sign[:29] for sign in found_signs] == ["lag: the fake score has gone "] * (share < 0.5)
+
+
+def test_gauges_of_a_fake_that_knows_nothing():
     behind = law(torch.tensor([-2.0, 2.0]), WIDTHS)
     found = gauge(samples(500), UNCONDITIONAL, law(OTHER, WIDTHS), behind)
     assert all(each < 0 for each in found.tracked)
@@ -77,7 +89,7 @@ def images(seed, spread=60.0, mean=128.0):
 
 
 def test_a_healthy_run_shows_no_sign():
-    good = Gauges((1.0, 2.0), (0.1, 0.1), (0.9, 1.1), Estimate(1.0, 0.1))
+    good = Gauges((1.0, 2.0), (0.1, 0.1), (0.9, 1.1), Estimate(1.0, 0.1), 0.9)
     falling = [{"10000": value} for value in (3.0, 2.0, 1.0)]
     assert signs(images(0), images(1), falling, good) == []
 

@@ -1,1 +1,1 @@
-"""What faults, kills and long hours do to a run."""
+"""Does it hold? Kills, hostile files, long runs, and every command that the documentation gives."""

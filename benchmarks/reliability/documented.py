@@ -1,0 +1,237 @@
+"""Types every command of the documentation, as a new user would, and says which ended well.
+
+    python -m benchmarks.reliability.documented [--pages README.md,docs/transfer.md] [--json PATH]
+
+Commands are those of code blocks and of tables. They run in a copy of the checkout, page by page in
+the order in which they stand, with little in place of long: few updates, few samples. What a reader
+must bring (images, a generator, an autoencoder) is made first. What needs the network or a large
+model is planned with `--dry-run` where its shapes are noted, and left out with a reason otherwise.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.harness import Rows, command
+from instil.checkpoint import write_tensors
+from instil.data import Images, load
+from instil.report import note
+
+ROOT = Path(__file__).parents[2]
+OPENERS = ("python -m", "accelerate launch", "./launch.sh", "NUM_PROCESSES=")
+OPTIONS: dict[str, dict[str, Any]] = {
+    "--pages": {"default": "", "help": "some of them, with commas; all if left out"},
+    "--limit": {"type": float, "default": 600.0, "help": "seconds of a command [%(default)s]"},
+}
+# What a reader brings, and what stands for it; longer words first.
+STAND_INS = {
+    "python -m eval fid --images DIR --reference DIR": "python -m eval fid --images mine "
+    "--reference yours --extractor digits",
+    "--autoencoder DIR": "--autoencoder vae",
+    "--target DIR": "--target mine",
+    "--source DIR": "--source yours",
+    "--data DIR": "--data mine",
+    "path/or/hub-id": "digits",
+    "path/to/vae": "vae",
+    "SOURCE": "digits",
+    "FOLDER": "digits",
+    "RECIPE": "digits",
+}
+SHORT_DISTILLATION = (
+    "train.steps=4 fake.warmup=2 evaluation.samples=100 evaluation.quick_samples=100 "
+    "evaluation.patience=null train.precision=no"
+)
+# What is appended, by what a command contains; the first that fits.
+SHORTER = {
+    "--dry-run": "",
+    "sd15 conditioning": "--dry-run",
+    "sdxl conditioning": "--dry-run",
+    "sd3 conditioning": "--dry-run",
+    "cifar10-ddpm": "--dry-run",
+    "FLUX": "--dry-run",
+    "-m distill": SHORT_DISTILLATION,
+    "launch.sh": SHORT_DISTILLATION,
+    "instructors train": "steps=4",
+    "instructors transfer": "steps=4",
+    "eval transfer": "--samples 40 steps=4",
+    "eval preflight": "steps=4",
+    "--folds 1": "--samples 100 --draws 1",
+    "eval horizon": "--samples 100 --draws 1 steps=4",
+    "students train": "steps=4",
+}
+LEFT_OUT = {
+    "launch.sh test": "the tests themselves",
+    ".ci/run": "the tests themselves",
+    "wget": "a download",
+    "hf download": "a download",
+    ".pkl": "a download",
+    "-edm-uncond": "a download",
+    "imagenet64-edm": "a download",
+    "cifar10-gan": "a download",
+    "google/": "a download",
+    "facebook/": "a download",
+    "PixArt-alpha/": "a download",
+    "Efficient-Large-Model/": "a download",
+    "--model ID": "a download",
+    "cifar10-train": "a download",
+    "cifar10:test": "a download",
+    "benchmarks": "hours",
+}
+GENERATOR = """
+import torch
+from torch import nn
+
+
+class Generator(nn.Module):
+    def __init__(self, z_dim):
+        super().__init__()
+        self.z_dim, self.num_classes = z_dim, 10
+        self.layers = nn.Linear(z_dim + 10, 64)
+
+    def forward(self, z, labels):
+        one_hot = nn.functional.one_hot(labels, 10).to(z)
+        return self.layers(torch.cat([z, one_hot], 1)).tanh().view(-1, 1, 8, 8)
+"""
+
+
+def commands(page: Path) -> Iterator[str]:
+    """Of a page's code blocks and tables, in order."""
+    text = page.read_text()
+    block = False
+    lines = iter(text.replace("\\\n", " ").splitlines())
+    for line in lines:
+        if line.startswith("```"):
+            block = line in ("```bash", "```sh")
+        elif block and line.strip():
+            yield re.sub(r"\s+#.*", "", line).strip()
+        elif line.startswith("|"):
+            spans = re.findall(r"`([^`]+)`", line)
+            yield from (
+                span
+                for span in spans
+                if span.startswith(OPENERS) and not re.search(r"…|\\\||\[key", span)
+            )
+
+
+def shortened(line: str) -> str:
+    """The command with stand-ins in place of what a reader brings, and little work."""
+    for word, other in STAND_INS.items():
+        line = re.sub(rf"(?<![\w./-]){re.escape(word)}(?![\w./-])", other, line)
+    return f"{line} {next((more for part, more in SHORTER.items() if part in line), '')}".strip()
+
+
+def left_out(line: str) -> str | None:
+    """Why a command is not typed; None if it is."""
+    return next((why for part, why in LEFT_OUT.items() if part in line), None)
+
+
+def bring(folder: Path) -> None:
+    """Make what a reader has: images, archives of them, an autoencoder, a generator."""
+    from diffusers import AutoencoderKL
+
+    images = load("digits:5-9")
+    for number, name in enumerate(("photos", "mine", "negative", "yours", "others")):
+        _save(images, range(50 * number, 50 * number + 50), folder / name, name == "negative")
+    for name in ("photos", "others"):
+        shutil.make_archive(str(folder / name), "zip", folder / name)
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ("DownEncoderBlock2D",), "up_block_types": ("UpDecoderBlock2D",)}
+    vae: Any = AutoencoderKL(
+        1, 1, **blocks, block_out_channels=(8,), latent_channels=2, norm_num_groups=4
+    )
+    vae.save_pretrained(folder / "vae")
+    (folder / "my_package").mkdir()
+    (folder / "my_package" / "networks.py").write_text(GENERATOR)
+    weights = {"layers.weight": 0.2 * torch.randn(64, 138), "layers.bias": torch.zeros(64)}
+    write_tensors(folder / "generator.safetensors", weights)
+    (folder / "prompts.txt").write_text("a fox\ntwo owls\n")
+
+
+def _save(images: Images, rows: range, folder: Path, inverted: bool) -> None:
+    from PIL import Image
+
+    for row in rows:
+        pixels = images.pixels[row, 0].numpy()
+        label = "all" if images.labels is None else images.classes[int(images.labels[row])]
+        (folder / label).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(255 - pixels if inverted else pixels).save(folder / label / f"{row}.png")
+
+
+def run(arguments: argparse.Namespace) -> tuple[Rows, dict[str, Any]]:
+    """Type them all."""
+    pages = arguments.pages.split(",") if arguments.pages else [*_pages()]
+    records: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "checkout"
+        hidden = shutil.ignore_patterns(".git", ".venv", "runs", "__pycache__", "*.egg-info")
+        shutil.copytree(ROOT, folder, ignore=hidden)
+        bring(folder)
+        paths = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        environment = os.environ | paths | {"PYTHONPATH": str(folder), "MPLBACKEND": "agg"}
+        for page in pages:
+            for line in commands(ROOT / page):
+                record: dict[str, Any] = {"page": page, "command": line, "left_out": left_out(line)}
+                if record["left_out"] is None:
+                    typed = shortened(line)
+                    record |= _typed(typed, folder, environment, arguments.limit)
+                    note(f"{page}: {record['rc']} after {record['seconds']:.0f} s: {typed}")
+                records.append(record)
+    rows = []
+    for page in pages:
+        mine = [each for each in records if each["page"] == page]
+        typed = [each for each in mine if each["left_out"] is None]
+        well = sum(each["rc"] == 0 for each in typed)
+        reasons = sorted({each["left_out"] for each in mine if each["left_out"]})
+        seconds = sum(each["seconds"] for each in typed)
+        rows.append(
+            {
+                "page": page,
+                "commands": str(len(mine)),
+                "typed": str(len(typed)),
+                "ended well": str(well),
+                "seconds": f"{seconds:.0f}",
+                "not typed for": ", ".join(reasons),
+            }
+        )
+    return [each for each in rows if each["commands"] != "0"], {"commands": records}
+
+
+def _pages() -> Iterator[str]:
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        yield str(path.relative_to(ROOT))
+
+
+def _typed(line: str, folder: Path, environment: dict[str, str], limit: float) -> dict[str, Any]:
+    began = time.perf_counter()
+    try:
+        done = subprocess.run(  # noqa: S602, the documentation is this project's own
+            line,
+            shell=True,
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=limit,
+        )
+        code, said = done.returncode, done.stdout + done.stderr
+    except subprocess.TimeoutExpired:
+        code, said = 124, f"more than {limit:g} s"
+    found: dict[str, Any] = {"typed": line, "rc": code, "seconds": time.perf_counter() - began}
+    if code:
+        found["said"] = said[-2000:]
+        note(said[-600:])
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(command(run, "Every command of the documentation", OPTIONS))
