@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +170,8 @@ def replacing(path: Path) -> Iterator[Path]:
         _sync(partial)
         partial.replace(path)
     except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)  # a full disk needs the room
+        with suppress(OSError):  # not writable at all
+            partial.unlink(missing_ok=True)  # a full disk needs the room
         raise OSError(f"{path}: cannot be written ({reason(error)})") from error
 
 

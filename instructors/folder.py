@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from instil.checkpoint import put
+from instil.checkpoint import put, reason
 from instil.errors import InstilError
 from instil.report import write_json
 from instructors.continuous import ContinuousVE, ContinuousVP
@@ -38,8 +38,8 @@ def appearing(folder: Path) -> Iterator[Path]:
     try:
         yield partial
         put(partial, folder)
-    except SafetensorError as error:  # how a full disk shows where diffusers writes
-        raise OSError(f"{folder}: cannot be written ({error})") from error
+    except (OSError, SafetensorError) as error:  # diffusers' own name no folder
+        raise OSError(f"{folder}: cannot be written ({reason(error)})") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

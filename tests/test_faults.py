@@ -1,6 +1,7 @@
 """Full disks and folders that cannot be written: one sentence, and what was good stays."""
 
 import errno
+import os
 import resource
 import subprocess
 from contextlib import contextmanager
@@ -61,17 +62,16 @@ def save_curves(folder):
     run_curves(records, {"instructor": {}}, folder / "curves.png")
 
 
-@pytest.mark.parametrize(
-    "save", [save_checkpoint, save_tensors, save_text, save_image, save_curves]
-)
+SAVES = [save_checkpoint, save_tensors, save_text, save_image, save_curves]
+TOO_LARGE = r"written \(.*File too large"
+
+
+@pytest.mark.parametrize("save", SAVES)
 def test_what_does_not_fit_leaves_what_was_there(tmp_path, save):
     save(tmp_path)
     before = content(tmp_path)
     for size in (0, 1000):
-        with (
-            no_file_beyond(size),
-            pytest.raises(OSError, match="written .*File too large") as found,
-        ):
+        with no_file_beyond(size), pytest.raises(OSError, match=TOO_LARGE) as found:
             save(tmp_path)
         assert content(tmp_path) == before
         assert str(found.value).startswith(str(tmp_path))
@@ -85,7 +85,7 @@ def test_an_export_that_does_not_fit_leaves_the_one_before(tmp_path, unet):
     student = OneStep(Karras(unet(), (1, 8, 8)), 2.5).eval()
     export(student, tmp_path / "student", CARD)
     before = content(tmp_path)
-    with no_file_beyond(3000), pytest.raises(OSError, match="student.*(written|too large)"):
+    with no_file_beyond(3000), pytest.raises(OSError, match=r"student: cannot be written"):
         export(student, tmp_path / "student", CARD)
     assert content(tmp_path) == before
 
@@ -122,13 +122,9 @@ class Disk:
         self.path = path
 
     def full(self):
-        with (
-            (self.path / "filler").open("wb", buffering=0) as file,
-            pytest.raises(OSError) as found,
-        ):
-            while True:
+        with (self.path / "filler").open("wb", buffering=0) as file:
+            while os.statvfs(self.path).f_bavail:
                 file.write(bytes(4096))
-        assert found.value.errno == errno.ENOSPC
 
     def readonly(self):
         self.mount("remount,ro")
