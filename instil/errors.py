@@ -28,12 +28,12 @@ def command(main: Command) -> Command:
             return main(argv)
         except InstilError as error:
             message, code = f"error: {error}", 2
-        except OSError as error:  # a disk that is full, a folder that is not writable
-            message, code = f"error: {error}", 2
         except FloatingPointError as error:
             message, code = f"stopped: {error}", 1
         except KeyboardInterrupt:
             message, code = "interrupted: the same command with --resume goes on", 130
+        except OSError as error:  # a disk that is full, a folder that is not writable
+            message, code = f"error: {error}", 2
         if os.environ.get("RANK", "0") == "0":
             print(message, file=sys.stderr)  # noqa: T201
         return code

@@ -1,11 +1,11 @@
 """Kill a run of the digits at random moments, resume it, and compare it with one left in peace.
 
-    python -m benchmarks.reliability.kills [--kills 50] [--processes 1] [--seed 0] [--json PATH]
+    python -m benchmarks.reliability.kills [--kills 50] [--processes 1] [--torchrun] [--seed 0]
 
 Each run is killed by SIGKILL at a moment drawn uniformly from the time that a whole one takes after
 its imports. Every checkpoint that can be seen then must be the uninterrupted run's, to the bit; so
-must all weights and numbers be when it was resumed and has ended. With two processes one of them is
-killed, and the other must not go on waiting.
+must all weights and numbers be when it was resumed and has ended. Of two processes one is killed,
+and the other must not go on waiting: neither under torchrun, which would end it, nor alone.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from random import Random
 from typing import Any
 
 from benchmarks.harness import Rows, command
-from benchmarks.reliability.processes import Forked, Launched, Process, warm
+from benchmarks.reliability.processes import Forked, Launched, Processes, warm
 from benchmarks.reliability.traces import PHASES, differences, fingerprint, phase
 from distill.__main__ import RECIPES
 from distill.recipe import Recipe
@@ -71,17 +71,17 @@ class Driver:
 
     Args:
         folder: For everything.
-        processes: 1 or 2.
+        processes: Of each run.
+        torchrun: Whether it starts them; else they are forked, so that imports are made once.
         seed: Of the moments and victims.
     """
 
-    def __init__(self, folder: Path, processes: int, seed: int) -> None:
+    def __init__(self, folder: Path, processes: int, torchrun: bool, seed: int) -> None:
         self.folder, self.random = folder, Random(seed)  # noqa: S311
-        self.start = Forked if processes == 1 else Launched
-        self.imports = processes > 1  # each run's own, and no part of the time it is killed in
+        self.processes, self.torchrun = processes, torchrun
         self.words = [*RUN, f"output={folder}"]
         self.recipe = load_recipe(Recipe, self.words[0], self.words[1:], RECIPES)
-        if processes == 1:
+        if not torchrun:
             warm(self.words)
         self.reference = folder / "reference"
         self.finish("reference", "keep=99")
@@ -104,8 +104,7 @@ class Driver:
     def kill(self, name: str) -> Kill:
         """Kill a run at a random moment, resume it, and compare."""
         run = self.folder / name
-        process, seconds = self._alive(name)
-        victim = process.kill(self.random)
+        process, victim, seconds = self._strike(name)
         ended = process.wait(SOON) is not None
         where = phase(run, self.recipe)
         partly = differences(run, self.reference)
@@ -121,29 +120,35 @@ class Driver:
         shutil.rmtree(run)
         return Kill(where, victim, round(seconds, 2), ended, not partly, resumed, not other)
 
-    def _alive(self, name: str) -> tuple[Process, float]:
-        """A run that is still under way at a random moment, and that moment."""
+    def _strike(self, name: str) -> tuple[Processes, str, float]:
+        """A run in which something was killed at a random moment, what, and after which seconds."""
         while True:
             process = self._begin(name)
             seconds = self.random.uniform(0, self.seconds)
-            if process.wait(seconds) is None:
-                return process, seconds
+            if process.wait(seconds) is None and (victim := process.kill(self.random)):
+                return process, victim, seconds
+            process.wait(PATIENCE)
             shutil.rmtree(self.folder / name)  # it was faster than the one that was timed
 
-    def _begin(self, name: str, *words: str) -> Process:
-        process = self.start([*self.words, f"name={name}", *words], self._log(name))
-        while self.imports and not (self.folder / name).exists() and process.wait(0.05) is None:
+    def _start(self, name: str, *words: str) -> Processes:
+        kind = Launched if self.torchrun else Forked
+        return kind([*self.words, f"name={name}", *words], self._log(name), self.processes)
+
+    def _begin(self, name: str, *words: str) -> Processes:
+        """Start a run; returns when its imports are over."""
+        process = self._start(name, *words)
+        while self.torchrun and not (self.folder / name).exists() and process.wait(0.05) is None:
             pass
         return process
 
-    def _end(self, name: str, process: Process) -> None:
+    def _end(self, name: str, process: Processes) -> None:
         code = process.wait(PATIENCE)
         if code != 0:
             raise RuntimeError(f"{name}: ended with {code}\n{self._log(name).read_text()}")
 
     def _resume(self, name: str) -> bool:
         """Go on with a run that was killed, or start it again where there is nothing of it."""
-        process = self.start([*self.words, f"name={name}", "--resume"], self._log(name))
+        process = self._start(name, "--resume")
         if process.wait(PATIENCE) == 2 and NOTHING in self._log(name).read_text():
             self.finish(name)
             return False
@@ -158,7 +163,7 @@ def run(arguments: argparse.Namespace) -> tuple[Rows, dict[str, Any]]:
     """Kill as often as asked."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ["INSTIL_CACHE"] = f"{folder}/cache"
-        driver = Driver(Path(folder), arguments.processes, arguments.seed)
+        driver = Driver(Path(folder), arguments.processes, arguments.torchrun, arguments.seed)
         kills = []
         for number in range(arguments.kills):
             kills.append(driver.kill(f"kill-{number}"))
@@ -185,6 +190,7 @@ if __name__ == "__main__":
     options: dict[str, dict[str, Any]] = {
         "--kills": {"type": int, "default": 50, "help": "how many [%(default)s]"},
         "--processes": {"type": int, "choices": (1, 2), "default": 1, "help": "[%(default)s]"},
+        "--torchrun": {"action": "store_true", "help": "starts them, as launch.sh does"},
         "--seed": {"type": int, "default": 0, "help": "of moments and victims [%(default)s]"},
     }
     sys.exit(command(run, "Runs that were killed and resumed", options))

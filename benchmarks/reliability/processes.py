@@ -2,11 +2,12 @@
 
 import multiprocessing
 import os
-import signal
+import socket
 import subprocess
 import sys
+import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import Random
 from typing import Protocol
@@ -20,16 +21,18 @@ from eval.yardstick import Yardstick
 from instil.config import load_recipe
 from instructors.load import load
 
+SHARED = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
 
-class Process(Protocol):
+
+class Processes(Protocol):
     """A distillation under way."""
 
-    def kill(self, random: Random) -> str:
-        """SIGKILL what runs, one rank at random where there are several; says which."""
+    def kill(self, random: Random) -> str | None:
+        """SIGKILL one of its processes at random; says which, None if all have ended."""
         ...
 
     def wait(self, seconds: float) -> int | None:
-        """The exit code, negative for a signal, when all of it has ended; None if it has not."""
+        """The exit code, that of a failure if there is one, when all of it has ended; else None."""
         ...
 
 
@@ -46,70 +49,92 @@ def warm(words: Sequence[str]) -> None:
 
 
 class Forked:
-    """One process, forked from this one.
+    """Processes forked from this one; nobody but themselves tells them of each other's death.
 
     Args:
         words: Of the command line.
-        log: Where its output goes.
+        log: Where their output goes.
+        count: Of processes.
     """
 
-    def __init__(self, words: Sequence[str], log: Path) -> None:
+    def __init__(self, words: Sequence[str], log: Path, count: int) -> None:
+        log.write_text("")
         context = multiprocessing.get_context("fork")
-        self._process = context.Process(target=_carry_out, args=(words, log))
-        self._process.start()
+        shared = SHARED | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+        self._ranks = []
+        for rank in range(count):
+            own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
+            environment = shared | own if count > 1 else {}
+            process = context.Process(target=_carry_out, args=(words, log, environment))
+            process.start()
+            self._ranks.append(process)
 
-    def kill(self, random: Random) -> str:
-        del random
-        self._process.kill()
-        return "the process"
-
-    def wait(self, seconds: float) -> int | None:
-        self._process.join(seconds)
-        return self._process.exitcode
-
-
-class Launched:
-    """Two processes on the CPU, launched as `launch.sh` does it.
-
-    Args:
-        words: Of the command line.
-        log: Where its output goes.
-    """
-
-    def __init__(self, words: Sequence[str], log: Path) -> None:
-        command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-        with log.open("w") as output:
-            self._process = subprocess.Popen(  # noqa: S603, our own command
-                [sys.executable, *command, "-m", "distill", *words],
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-            )
-        self._ranks: dict[str, psutil.Process] = {}
-
-    def kill(self, random: Random) -> str:
-        for child in psutil.Process(self._process.pid).children():
-            if rank := child.environ().get("RANK"):
-                self._ranks[rank] = child
-        rank = random.choice(sorted(self._ranks))
+    def kill(self, random: Random) -> str | None:
+        alive = [rank for rank, process in enumerate(self._ranks) if process.is_alive()]
+        if not alive:
+            return None
+        rank = random.choice(alive)
         self._ranks[rank].kill()
         return f"rank {rank}"
 
     def wait(self, seconds: float) -> int | None:
+        until = time.monotonic() + seconds
+        for process in self._ranks:
+            process.join(max(0, until - time.monotonic()))
+        codes = [process.exitcode for process in self._ranks]
+        return None if None in codes else next(filter(None, codes), 0)
+
+
+class Launched:
+    """Processes on the CPU under torchrun, as `launch.sh` starts them.
+
+    Args:
+        words: Of the command line.
+        log: Where their output goes.
+        count: Of processes.
+    """
+
+    def __init__(self, words: Sequence[str], log: Path, count: int) -> None:
+        command = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
+        with log.open("w") as output:
+            self._parent = subprocess.Popen(  # noqa: S603, our own command
+                [sys.executable, *command, "-m", "distill", *words],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=os.environ | SHARED,
+            )
+        self._ranks: list[psutil.Process] = []
+
+    def kill(self, random: Random) -> str | None:
+        self._ranks = psutil.Process(self._parent.pid).children()
+        if not self._ranks:
+            return None
+        victim = random.choice(self._ranks)
+        rank = victim.environ()["RANK"]
+        victim.kill()
+        return f"rank {rank}"
+
+    def wait(self, seconds: float) -> int | None:
         try:
-            code = self._process.wait(seconds)
+            code = self._parent.wait(seconds)
         except subprocess.TimeoutExpired:
             return None
-        return None if psutil.wait_procs(list(self._ranks.values()), timeout=1)[1] else code
+        return None if psutil.wait_procs(self._ranks, timeout=1)[1] else code
 
 
-def _carry_out(words: Sequence[str], log: Path) -> None:
+def _free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+def _carry_out(words: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
     """What a forked process does."""
     os.setsid()
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.environ.update(environment)
+    output = os.open(log, os.O_WRONLY | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         code = main(list(words))
     except BaseException:
