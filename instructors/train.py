@@ -22,6 +22,7 @@ from instil.optimizer import Adam
 from instil.shapes import expand
 from instructors.denoiser import Condition, Denoiser
 from instructors.denoising import denoising_loss
+from instructors.folder import appearing
 from instructors.karras import Karras
 from instructors.penalties import Penalty
 
@@ -271,5 +272,6 @@ def save_pipeline(denoiser: Karras, folder: Path, card: str) -> None:
         sigma_data=denoiser.sigma_data,
     )
     pipeline: Any = ConsistencyModelPipeline(network, scheduler)
-    pipeline.save_pretrained(folder)
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    with appearing(folder) as partial:
+        pipeline.save_pretrained(partial)
+        (partial / "README.md").write_text(card, encoding="utf-8")

@@ -6,6 +6,7 @@ from typing import Any
 
 from instil import run, training
 from instil.processes import on_main
+from instructors.folder import appearing
 from students.stylegan2 import StyleGAN2
 from students.train import TrainRecipe, fresh, train
 
@@ -68,6 +69,6 @@ def session(recipe: TrainRecipe, resume: str | None, command: str) -> Path:
 
 def save(student: StyleGAN2, folder: Path, card: str) -> None:
     """Write a student's folder with its model card."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "README.md").write_text(card, encoding="utf-8")  # else huggingface_hub writes one
-    student.save_pretrained(folder)
+    with appearing(folder) as partial:
+        (partial / "README.md").write_text(card, encoding="utf-8")  # else huggingface_hub's own
+        student.save_pretrained(partial)

@@ -1,6 +1,7 @@
 """Full disks and folders that cannot be written: one sentence, and what was good stays."""
 
 import errno
+import json
 import os
 import resource
 import subprocess
@@ -13,6 +14,7 @@ from PIL import Image
 from torch import nn
 
 from distill.__main__ import main
+from distill.watch import Watch
 from eval.plots import run_curves
 from instil import checkpoint
 from instil.errors import InstilError, command
@@ -198,3 +200,73 @@ def test_a_run_ends_with_one_sentence_and_goes_on(on_tiny, disk, monkeypatch, ca
     assert (run / "checkpoints" / "step-00000006").exists()
     assert Image.open(run / "curves.png").width > 300
     assert (run / "student" / "README.md").exists()
+
+
+MEASURED = (
+    "train={steps: 4, batch: 8, averages: [0]}",
+    "evaluation={every: 2, quick_samples: 20, samples: 20, seeds: 1, instructor_steps: 2}",
+    "evaluation.extractor=digits",
+    "evaluation.reference=digits:held-out",
+    "save_every=1",
+    "log_every=2",
+)
+
+
+def numbers(run):
+    """What is in metrics.jsonl, but for speeds."""
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in each.items() if k != "images_per_second"} for each in records]
+
+
+def test_what_a_kill_kept_from_being_measured_is_measured_after_the_resume(
+    on_tiny, tmp_path, monkeypatch, weights, assert_same
+):
+    words = [*on_tiny, *MEASURED, "evaluation.patience=3"]
+    assert main([*words, "name=whole"]) == 0
+    look = Watch.look
+
+    def killed(watch, step):
+        if step == 2:
+            raise KeyboardInterrupt  # step 2 is saved by now
+        look(watch, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Watch, "look", killed)
+        assert main([*words, "name=killed"]) == 130
+    assert main([*words, "name=killed", "--resume"]) == 0
+    whole, run = tmp_path / "runs" / "whole", tmp_path / "runs" / "killed"
+    assert numbers(whole) == numbers(run)
+    assert_same(weights(whole), weights(run))
+    best = [sorted(path.name for path in (each / "best").iterdir()) for each in (whole, run)]
+    assert best[0] == best[1]
+
+
+def test_a_run_that_had_stalled_is_not_trained_on_when_resumed(on_tiny, tmp_path, weights):
+    words = [*on_tiny, *MEASURED, "evaluation.patience=1", "optimizer.lr=1.0e-12"]
+    words += ["train.steps=9", "evaluation.every=1"]
+    assert main(words) == 0
+    run = tmp_path / "runs" / "digits"
+    before = numbers(run)
+    assert before[-1]["step"] < 9
+    assert main([*words, "--resume"]) == 0
+    assert numbers(run) == before
+
+
+def test_a_kill_while_old_checkpoints_go_leaves_no_half_of_one(tmp_path, monkeypatch):
+    module = nn.Linear(2, 2)
+    for step in (1, 2):
+        checkpoint.save(tmp_path, step, {"m": module}, {}, {})
+
+    def killed(folder, ignore_errors=False):
+        if folder.exists():
+            next(folder.glob("*.safetensors")).unlink()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint.save(tmp_path, 3, {"m": module}, {}, {}, keep=2)
+    for folder in tmp_path.glob("step-*"):
+        checkpoint.restore(folder, {"m": module}, {})
+    checkpoint.save(tmp_path, 4, {"m": module}, {}, {}, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000003", "step-00000004"]
