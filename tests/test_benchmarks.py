@@ -10,7 +10,12 @@ from benchmarks import disjoint, ring
 from benchmarks.authors_loop import AuthorsLoop
 from benchmarks.convergence import reached
 from benchmarks.harness import paired
+from benchmarks.reliability.traces import differences, phase
+from distill.__main__ import RECIPES
 from distill.divergences import IKL
+from distill.recipe import Recipe
+from instil import checkpoint
+from instil.config import load_recipe
 from instil.draws import Draws
 from instil.levels import LogNormal, LogUniform
 from instructors.analytic import mixture
@@ -87,3 +92,29 @@ def test_the_authors_loop_trains_student_and_fake():
     loop.update()
     after = [p for m in (loop.fake, loop.student, loop.average) for p in m.parameters()]
     assert all(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_the_driver_of_kills_sees_what_is_not_whole_and_where_a_run_was(tmp_path):
+    reference, run = tmp_path / "reference", tmp_path / "run"
+    words = ["train.steps=2", "evaluation={every: 2, extractor: digits}", "pictures_every=2"]
+    recipe = load_recipe(Recipe, "digits", words, RECIPES)
+    assert phase(run, recipe) == "before the first checkpoint"
+    module = torch.nn.Linear(2, 2)
+    for step in range(3):
+        for folder in (reference, run):
+            checkpoint.save(folder / "checkpoints", step, {"student": module}, {}, {})
+    assert differences(run, reference) == []
+    assert phase(run, recipe) == "evaluation on the way"
+    (run / "metrics.jsonl").write_text('{"step": 2, "fd": {"0": 1.0}}\n{"step": 2, "gauges": {}}\n')
+    assert phase(run, recipe) == "final evaluation"
+    (run / "report.json").write_text("{}")
+    assert phase(run, recipe) == "export"
+    (run / "checkpoints" / ".step-00000003.partial").mkdir()
+    assert phase(run, recipe) == "save"
+    one, two, three = sorted((run / "checkpoints").glob("step-*"))
+    (one / "student.safetensors").unlink()  # half deleted
+    (two / "student.safetensors").write_bytes((two / "student.safetensors").read_bytes()[:-4])
+    (three / checkpoint.META).unlink()
+    faults = differences(run, reference)
+    for folder, message in ((one, "not the weights"), (two, "not a whole"), (three, "is missing")):
+        assert any(str(folder) in fault and message in fault for fault in faults)

@@ -42,9 +42,7 @@ def phase(run: Path, recipe: Recipe) -> str:
 
 
 def fingerprint(run: Path) -> dict[str, str]:
-    """Hashes of all weights of a finished run, its last checkpoint's and its export's, and of its
-    numbers but for times.
-    """  # noqa: D205
+    """Hashes of all that a finished run ships and goes on from, and of its numbers but times."""
     last = checkpoint.find(run / "checkpoints")[-1]
     found = weights(last) | weights(run / "student") | weights(run / "best")
     records = [
@@ -93,8 +91,9 @@ def _due(step: int, every: int | None, last: bool) -> bool:
 
 
 def _records(run: Path) -> list[dict[str, Any]]:
-    lines = (run / METRICS).read_text().splitlines() if (run / METRICS).exists() else []
-    return [json.loads(line) for line in lines]
+    text = (run / METRICS).read_text() if (run / METRICS).exists() else ""
+    lines = text.splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]  # a kill may cut the last
 
 
 def _digest(content: Any) -> str:
