@@ -197,9 +197,8 @@ def signs(
             f"standstill: {REPEATS} measurements in a row are the same; try a higher optimizer.lr"
         )
     if gauges and (lag := _lag(gauges)):
-        found.append(
-            f"lag: the fake score {lag}; try a higher fake.optimizer.lr or more fake.updates"
-        )
+        remedy = "a higher fake.optimizer.lr, more fake.updates, or a higher levels.sigma_max"
+        found.append(f"lag: the fake score {lag}; try {remedy}")
     return found
 
 
