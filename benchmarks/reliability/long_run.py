@@ -11,7 +11,6 @@ updates per second of the processor, so that other work on the machine does not 
 import argparse
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -60,7 +59,7 @@ def looked_at(folder: Path, minutes: float, processes: int, every: float) -> lis
             if run.poll() is not None:
                 raise RuntimeError((folder / "said.txt").read_text()[-2000:])
             looks.append({"seconds": time.time() - began, **_look(run.pid, processes, folder)})
-        run.send_signal(signal.SIGINT)
+        run.terminate()
         run.wait()
     found = [look for look in looks if look["step"] and len(look["resident"]) == processes]
     if len(found) < 10 * PARTS:
