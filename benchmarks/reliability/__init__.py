@@ -1,0 +1,1 @@
+"""What the toolkit does when files are hostile and runs are killed."""
