@@ -5,7 +5,6 @@ import os
 import sys
 from typing import Protocol
 
-
 LONGEST_LINE, MOST_LINES = 1_000, 30
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from instil import __version__
 from instil.checkpoint import write_text
+from instil.errors import InstilError
 
 P = TypeVar("P")
 
@@ -111,17 +112,33 @@ class Monitor:
                 file.write(json.dumps(record) + "\n")
 
     def records(self) -> list[dict[str, Any]]:
-        """Everything in `metrics.jsonl` so far."""
-        if not self.path.exists():
+        """Everything in `metrics.jsonl` so far, but for lines that are not whole.
+
+        Raises:
+            InstilError: The file cannot be read.
+        """
+        try:
+            lines = self.path.read_bytes().splitlines()
+        except FileNotFoundError:
             return []
-        lines = self.path.read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines if line.endswith("}")]
+        except OSError as error:
+            raise InstilError(f"{self.path}: cannot be read ({error.strerror})") from None
+        return [record for line in lines if (record := _record(line)) is not None]
 
     def _forget_after(self, start: int) -> None:
         """Drop what a killed run wrote after the checkpoint it is resumed from."""
         kept = [record for record in self.records() if record["step"] <= start]
         if self.path.exists():
             write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """A line of numbers, or None where it was cut off or changed."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) and type(record.get("step")) is int else None
 
 
 def note(text: str) -> None:

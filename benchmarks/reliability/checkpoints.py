@@ -3,7 +3,6 @@
 import functools
 import json
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -15,6 +14,7 @@ from torch.optim import Optimizer
 
 from benchmarks.reliability.headers import lie
 from benchmarks.reliability.mutations import damage, json_bytes
+from benchmarks.reliability.sandbox import scratch
 from distill.recipe import Recipe
 from distill.warm_start import warm_start
 from instil import checkpoint
@@ -67,7 +67,7 @@ def accelerator() -> Any:
 @functools.cache
 def sound() -> tuple[Recipe, Path]:
     """A recipe, and the folder of a run of it that can be resumed."""
-    root = Path(tempfile.mkdtemp(prefix="sound-"))
+    root = scratch()
     recipe = Recipe(name="run", instructor="digits", output=str(root))
     run = Run(recipe, 9, 4, Small(0), FACTS, None, accelerator())
     run.monitor.log(1, {"loss": 0.5})
@@ -96,9 +96,9 @@ def case(start: int, number: int, folder: Path) -> Callable[[], Any]:
         try:
             run = Run(recipe, 9, 4, state, FACTS, where, accelerator())
         except BaseException:
-            assert state.fingerprint() == before, "refused, and changed"  # noqa: S101
+            assert state.fingerprint() == before, "refused, and changed"
             raise
-        assert isinstance(state.step, int), "a step that is no number"  # noqa: S101
+        assert isinstance(state.step, int), "a step that is no number"
         state.update()
         run.monitor.log(state.step + 1, {"loss": 0.3})
 
@@ -113,7 +113,7 @@ def _damage(place: Path, inside: Path, dice: Random) -> None:
         return
     way = dice.random()
     if way < 0.35:
-        content = json.loads(about.read_text())
+        content = json.loads((sound()[1] / about.relative_to(place)).read_text())
         about.write_bytes(json_bytes(content, dice))
         return
     path = dice.choice([*files, place / METRICS, place / RECIPE])

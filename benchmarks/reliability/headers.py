@@ -16,6 +16,7 @@ import eval.features
 import instructors.load
 import students.load
 from benchmarks.reliability.mutations import damage, json_bytes
+from benchmarks.reliability.sandbox import scratch
 from instil import checkpoint
 from students.session import save
 from students.source import Source
@@ -43,11 +44,9 @@ HUGE = (0, -1, 1, 2**31, 2**40, 2**63, 2**64 - 1, 2**64, 10**40, 1.5, "4", None,
 @functools.cache
 def sources() -> dict[str, Path]:
     """Small sound folders and files, by the reader they are for."""
-    import tempfile
-
-    root = Path(tempfile.mkdtemp(prefix="sound-"))
+    root = scratch()
     torch.manual_seed(0)
-    network = UNet2DModel(
+    network: Any = UNet2DModel(
         sample_size=8,
         in_channels=1,
         out_channels=1,
@@ -58,7 +57,8 @@ def sources() -> dict[str, Path]:
         norm_num_groups=4,
         add_attention=False,
     )
-    ConsistencyModelPipeline(network, EDMEulerScheduler()).save_pretrained(root / "instructor")
+    scheduler: Any = EDMEulerScheduler()
+    ConsistencyModelPipeline(network, scheduler).save_pretrained(root / "instructor")
     tiny = StyleGAN2(
         resolution=8, channels=1, z_dim=4, w_dim=4, mapping_layers=1, channel_base=16, channel_max=4
     )

@@ -135,8 +135,8 @@ def case(start: int, number: int, folder: Path) -> Callable[[], Any]:
 
     def read() -> None:
         images = data.load(f"{path}{suffix}")
-        assert images.pixels.ndim == 4, "no batch of images"  # noqa: S101
-        assert images.labels is None or len(images.labels) == len(images)  # noqa: S101
+        assert images.pixels.ndim == 4, "no batch of images"
+        assert images.labels is None or len(images.labels) == len(images)
 
     return read
 

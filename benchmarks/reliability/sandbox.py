@@ -1,10 +1,12 @@
 """Runs one case after the other in a process that may hang, crash or eat memory.
 
-A worker is forked, so that what the cases import is there already. It stops a case by a timer and
-by a bound on its address space, and measures its peak of resident memory; the parent ends a worker
-that does not even answer to that, and starts the next one behind the case it died in.
+A worker is forked, so that what the cases import is there already. It stops a case by a timer,
+which counts the seconds of the processor so that a busy machine changes nothing, and by a bound on
+its address space, and measures its peak of resident memory; the parent ends a worker that does not
+even answer to that, and starts the next one behind the case it died in.
 """
 
+import atexit
 import contextlib
 import multiprocessing
 import os
@@ -12,6 +14,7 @@ import re
 import resource
 import shutil
 import signal
+import sys
 import tempfile
 import time
 import traceback
@@ -26,7 +29,8 @@ from instil.errors import InstilError, one_message
 
 SECONDS, BYTES = 5.0, 512 << 20
 ADDRESSES = 2 * BYTES  # more than memory: a file that is mapped takes addresses alone
-PATIENCE = 5.0  # of the parent, beyond SECONDS
+PATIENCE = 60.0  # of the parent, for what waits and does not compute
+ROOT = f"{Path(__file__).parents[2]}/"
 
 # Writes a hostile input into a folder and returns what reads it.
 Case = Callable[[int, Path], Callable[[], Any]]
@@ -40,7 +44,7 @@ class Outcome:
         number: Of the case; with the seed, it makes the same input again.
         verdict: Accepted, refused by an `InstilError`, or a fault.
         why: Of what is not accepted.
-        seconds: Of reading.
+        seconds: Of the processor, for reading.
         bytes: Resident memory at its peak, beyond what was there before.
     """
 
@@ -59,6 +63,13 @@ class OverTimeError(BaseException):
     """The timer went off; no `Exception`, so that nothing which is tried catches it."""
 
 
+def scratch() -> Path:
+    """A folder for what cases share; goes away with this process, not with its workers."""
+    folder, owner = Path(tempfile.mkdtemp(prefix="hostile-")), os.getpid()
+    atexit.register(lambda: os.getpid() == owner and shutil.rmtree(folder, ignore_errors=True))
+    return folder
+
+
 def hunt(case: Case, numbers: range) -> Iterator[Outcome]:
     """The outcome of each case, by number."""
     context = multiprocessing.get_context("fork")
@@ -70,12 +81,14 @@ def hunt(case: Case, numbers: range) -> Iterator[Outcome]:
         theirs.close()
         while number < numbers.stop:
             try:
-                if ours.poll(SECONDS + PATIENCE):
+                if broken := ours.recv():  # making it may take its time
+                    raise RuntimeError(broken)
+                if ours.poll(PATIENCE):
                     yield ours.recv()
                     number += 1
                     continue
                 worker.kill()
-                why = f"no answer for {SECONDS + PATIENCE:g} seconds"
+                why = f"no answer for {PATIENCE:g} seconds"
             except EOFError:
                 worker.join()
                 why = f"the process died, exit code {worker.exitcode}"
@@ -86,43 +99,46 @@ def hunt(case: Case, numbers: range) -> Iterator[Outcome]:
 
 
 def _work(case: Case, numbers: range, parent: Connection) -> None:
-    signal.signal(signal.SIGALRM, _over)
-    silence = os.open(os.devnull, os.O_WRONLY)
-    for stream in (1, 2):  # what a reader prints is not looked at
-        os.dup2(silence, stream)
+    signal.signal(signal.SIGPROF, _over)
+    silence = Path(os.devnull).open("w")  # noqa: SIM115, until the process ends
+    sys.stdout = sys.stderr = silence
     root = Path(tempfile.mkdtemp(prefix="hostile-"))
     try:
         for number in numbers:
             folder = root / str(number)
             folder.mkdir()
-            parent.send(judge(case, number, folder))
+            try:
+                read = case(number, folder)
+                parent.send(None)
+            except Exception as error:  # of this driver, not of what it tries
+                parent.send(f"case {number} cannot be made: {error!r}, {_where(error)}")
+                raise
+            parent.send(judge(read, number, folder))
             shutil.rmtree(folder)
     finally:
         shutil.rmtree(root, ignore_errors=True)
 
 
-def judge(case: Case, number: int, folder: Path) -> Outcome:
-    """Make a case in an empty folder, read it, and hold what happened against the law."""
-    read = case(number, folder)
+def judge(read: Callable[[], Any], number: int, folder: Path) -> Outcome:
+    """Read what was made in a folder, and hold what happens against the law."""
     before = _contents(folder)
     held = _reset_peak()
     limits = resource.getrlimit(resource.RLIMIT_AS)
-    began = time.perf_counter()
+    began = time.process_time()
     verdict, why = "accepted", ""
     try:
         with _limited():
             read()
     except InstilError as error:
         verdict, why = "refused", one_message(error)
-    except OverTimeError:
-        verdict, why = "fault", f"not done in {SECONDS:g} seconds"
+    except OverTimeError as error:
+        verdict, why = "fault", f"not done in {SECONDS:g} seconds ({_where(error)})"
     except BaseException as error:  # whatever else there is, a user would see its traceback
-        where = traceback.extract_tb(error.__traceback__)[-1]
         verdict = "fault"
-        why = f"{type(error).__name__}: {str(error)[:300]} ({where.filename}:{where.lineno})"
+        why = f"{type(error).__name__}: {str(error)[:300]} ({_where(error)})"
     finally:
         resource.setrlimit(resource.RLIMIT_AS, limits)
-    seconds, taken = time.perf_counter() - began, max(0, _memory("VmHWM") - held)
+    seconds, taken = time.process_time() - began, max(0, _memory("VmHWM") - held)
     if verdict != "fault":
         if seconds > SECONDS:
             verdict, why = "fault", f"took {seconds:.1f} seconds"
@@ -140,15 +156,26 @@ def _limited() -> Iterator[None]:
     """Bound the time and the address space of what happens inside."""
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (_memory("VmSize") + ADDRESSES, hard))
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def _over(_: int, __: FrameType | None) -> None:
     raise OverTimeError
+
+
+def _where(error: BaseException) -> str:
+    """The last lines of ours that were being run, and the last of all."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [
+        frame for frame in frames if ROOT in frame.filename and "benchmarks" not in frame.filename
+    ]
+    return ", ".join(
+        f"{frame.filename.removeprefix(ROOT)}:{frame.lineno}" for frame in [*own[-2:], frames[-1]]
+    )
 
 
 def _contents(folder: Path) -> dict[str, bytes | None]:
