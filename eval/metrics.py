@@ -17,6 +17,7 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 from eval.features import Extractor
 from instil.data import Images, load, read_arrays
 from instil.errors import InstilError
+from instil.plain import is_file
 from instil.processes import on_main
 
 Statistics = dict[str, np.ndarray]
@@ -122,9 +123,9 @@ def load_reference(source: str, extractor: Extractor) -> Reference:
     """
     if source in torch_fidelity.registry.DATASETS_REGISTRY:
         return reference_of(_registered(source), extractor)
-    if source.endswith(".npz") and Path(source).exists():
-        if len(read_arrays(Path(source), ("mu", "sigma"))) == 2:
-            return reference_of_statistics(Path(source), extractor)
+    path = Path(source)
+    if path.suffix == ".npz" and is_file(path) and len(read_arrays(path, ("mu", "sigma"))) == 2:
+        return reference_of_statistics(path, extractor)
     return reference_of(load(source), extractor)
 
 

@@ -103,9 +103,7 @@ def build(make: Callable[[], M], tensors: Mapping[str, Tensor], source: str) -> 
         raise
     except Exception as error:  # arguments of another kind fail in a dozen ways
         reason = " ".join(str(error).split())[:200]
-        raise InstilError(
-            f"{source}: does not describe a network that can be built ({reason})"
-        ) from None
+        raise InstilError(f"{source}: describes no network that can be built ({reason})") from None
     finally:
         counting.remove()
     wanted = sum(tensor.numel() for tensor in described.state_dict().values())

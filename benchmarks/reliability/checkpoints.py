@@ -133,7 +133,7 @@ def _damage(place: Path, inside: Path, dice: Random) -> None:
             case 2:
                 path.symlink_to(place)
     elif way < 0.95:
-        shutil.copy(dice.choice(files), path)
+        path.write_bytes(dice.choice(files).read_bytes())
     elif path.name == METRICS:
         line = dice.choice(
             (b"{}\n", b"[1]\n", b'{"step": "x"}\n', b'{"step": null}\n', b"3}\n", b"\xff\n")

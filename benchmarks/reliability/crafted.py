@@ -113,7 +113,8 @@ def _code(trace: str) -> str:
 CORPUS: dict[str, Callable[[str], bytes]] = {
     "os.system": lambda trace: dumped(Call(os.system, _shell(trace))),
     "os.system, protocol 2": lambda trace: dumped(Call(os.system, _shell(trace)), 2),
-    "os.system, protocol 0": lambda trace: b"cposix\nsystem\n(V" + _shell(trace).encode() + b"\ntR.",
+    "os.system, protocol 0": lambda trace: b"cposix\nsystem\n(V" + _shell(trace).encode()
+    + b"\ntR.",
     "os.system by INST": lambda trace: b"\x80\x02(" + _text(_shell(trace)) + b"iposix\nsystem\n.",
     "os.system by OBJ": lambda trace: b"\x80\x02(cposix\nsystem\n" + _text(_shell(trace)) + b"o.",
     "os.system by NEWOBJ_EX": lambda trace: b"\x80\x04cposix\nsystem\n" + _text(_shell(trace))
@@ -126,16 +127,18 @@ CORPUS: dict[str, Callable[[str], bytes]] = {
     "builtins.exec": lambda trace: dumped(Call(exec, _code(trace))),
     "builtins.eval, protocol 2": lambda trace: dumped(Call(eval, _code(trace)), 2),
     "builtins.open": lambda trace: dumped(Call(open, trace, "w")),
-    "builtins.getattr": lambda trace: b"\x80\x04cbuiltins\ngetattr\ncbuiltins\n__import__\nX\x02\0\0\0os\x85RX\x06\0\0\0"
-    b"system\x86R" + _text(_shell(trace)) + b"\x85R.",
+    "builtins.getattr": lambda trace: b"\x80\x04cbuiltins\ngetattr\ncbuiltins\n__import__\n"
+    + _text("os") + b"\x85R" + _text("system") + b"\x86R" + _text(_shell(trace)) + b"\x85R.",
     "builtins.__import__": lambda trace: b"\x80\x02c__builtin__\n__import__\nX\x02\0\0\0os\x85R.",
     "a dotted global": lambda trace: b"\x80\x04X\x05\0\0\0torchX\x09\0\0\0os.system\x93"
     + _text(_shell(trace)) + b"\x85R.",
     "a global below torch.nn.modules": lambda trace: b"\x80\x04ctorch.nn.modules.os\nsystem\n"
     + _text(_shell(trace)) + b"\x85R.",
-    "torch.load's own unpickler": lambda trace: b"\x80\x02ctorch\nload\n" + _text(trace) + b"\x85R.",
+    "torch.load": lambda trace: b"\x80\x02ctorch\nload\n" + _text(trace) + b"\x85R.",
     "torch.hub.load": lambda trace: b"\x80\x02ctorch.hub\nload\n" + _text(trace) + b"\x85R.",
-    "pickle.loads": lambda trace: dumped(Call(pickle.loads, dumped(Call(os.system, _shell(trace))))),
+    "pickle.loads": lambda trace: dumped(
+        Call(pickle.loads, dumped(Call(os.system, _shell(trace))))
+    ),
     "inside a storage": lambda trace: dumped(
         Call(torch.storage._load_from_bytes, pickle.dumps(Call(os.system, _shell(trace)), 2))
     ),

@@ -58,7 +58,8 @@ def sources() -> dict[str, Path]:
         add_attention=False,
     )
     scheduler: Any = EDMEulerScheduler()
-    ConsistencyModelPipeline(network, scheduler).save_pretrained(root / "instructor")
+    pipeline: Any = ConsistencyModelPipeline(network, scheduler)
+    pipeline.save_pretrained(root / "instructor")
     tiny = StyleGAN2(
         resolution=8, channels=1, z_dim=4, w_dim=4, mapping_layers=1, channel_base=16, channel_max=4
     )

@@ -33,7 +33,12 @@ KINDS: dict[str, Callable[..., Any]] = {
 def outcomes(kind: str, cases: int, seed: int = 0, first: int = 0) -> list[Outcome]:
     """The outcomes of some cases of a kind."""
     case: Case = partial(KINDS[kind], seed)
-    return list(hunt(case, range(first, first + cases)))
+    found = []
+    for outcome in hunt(case, range(first, first + cases)):
+        found.append(outcome)
+        if outcome.verdict == "fault":
+            note(f"{kind} {outcome.number}: {outcome.why}")
+    return found
 
 
 def run(arguments: argparse.Namespace) -> tuple[Rows, dict[str, Any]]:
@@ -46,8 +51,6 @@ def run(arguments: argparse.Namespace) -> tuple[Rows, dict[str, Any]]:
     for kind in kinds:
         found = outcomes(kind, arguments.cases, arguments.seed, arguments.first)
         faults = [each for each in found if each.verdict == "fault"]
-        for each in faults:
-            note(f"{kind} {each.number}: {each.why}")
         count = {
             verdict: sum(each.verdict == verdict for each in found)
             for verdict in ("accepted", "refused", "fault")

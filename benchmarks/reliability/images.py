@@ -78,12 +78,12 @@ def bombs() -> dict[str, bytes]:
         "none.png": png(0, 0, 8, 2, zeros),
         "text.png": png(8, 8, 8, 0, zlib.compress(bytes(72)), text),
         "profile.png": png(8, 8, 8, 0, zlib.compress(bytes(72)), profile),
-        "declares.gif": b"GIF89a\xff\xff\xff\xff\x80\0\0" + bytes(6) + b",\0\0\0\0\xff\xff\xff\xff\0"
-        b"\x08\x02\x4c\x01\0;",
+        "declares.gif": b"GIF89a\xff\xff\xff\xff\x80\0\0" + bytes(6)
+        + b",\0\0\0\0\xff\xff\xff\xff\0\x08\x02\x4c\x01\0;",
         "declares.bmp": b"BM" + struct.pack("<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, 60_000, 60_000, 1,
                                             24, 0, 0, 0, 0, 0, 0),
-        "declares.jpg": b"\xff\xd8\xff\xc0\0\x11\x08\xff\xff\xff\xff\x03\x01\x11\0\x02\x11\0\x03\x11\0"
-        b"\xff\xd9",
+        "declares.jpg": b"\xff\xd8\xff\xc0\0\x11\x08\xff\xff\xff\xff\x03\x01\x11\0\x02\x11\0"
+        b"\x03\x11\0\xff\xd9",
     }  # fmt: skip
 
 

@@ -11,8 +11,8 @@ EDGES = (b"\x00", b"\xff", b"\x7f", b"\x80", b"\xff\xff\xff\xff", b"\xff" * 8, b
 # What a field may hold instead of what it should.
 JUNK: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 2**31, 2**63, -(2**63), 10**30, 10**400, 0.5, -0.0, 1e308,
-    float("nan"), float("inf"), "", " ", "\0", "a" * 300, "x" * 100_000, "\ud800", "\x1b[2J", "../..",
-    "/", "null", "1e5", [], {}, [[]], [None], {"": 0}, {"kind": []}, [0] * 5000,
+    float("nan"), float("inf"), "", " ", "\0", "a" * 300, "x" * 100_000, "\ud800", "\x1b[2J",
+    "../..", "/", "null", "1e5", [], {}, [[]], [None], {"": 0}, {"kind": []}, [0] * 5000,
 )  # fmt: skip
 
 

@@ -111,7 +111,8 @@ LAUGHS = "a: &a [1, 1]\n" + "".join(
 ODD = (
     "", "null", "- a\n- b\n", "name", "name: [", "name: 'x", "{name: x", "name: x\nname: y\n",
     "name: !!python/object/apply:os.system ['touch hostile']\n", "name: !!binary '*'\n",
-    "name: !!python/name:os.system\n", "name: !!set {a, b}\n", "!!omap [a: 1]\n", "name: 2001-99-99\n",
+    "name: !!python/name:os.system\n", "name: !!set {a, b}\n", "!!omap [a: 1]\n",
+    "name: 2001-99-99\n",
     "name: 2001-12-14t21:59:43.10-05:00\n", "seed: 0b\n", "seed: 0x_\n", "seed: 190:20:30\n",
     f"seed: {'9' * 5000}\n", f"seed: {'9' * 4200}\n", "seed: 1e999999\n", "name: !!int abc\n",
     "name: !!float abc\n", "name: !!bool abc\n", "name: !!timestamp abc\n", "<<: 3\n", "<<: [1]\n",
@@ -130,8 +131,10 @@ ODD_WORDS = (
     "=", "=1", "a", "a=", "a.b.c=1", "a..b=1", ".a=1", "train.steps", "train.steps=", "train=1",
     "train.steps=[", "train.steps={a", "train=&a [*a]", "train.steps=9" + "9" * 5000, "a b=1",
     "train.steps=0b", "seed=2001-99-99", "train=!!python/name:os.system", "train.steps.more=1",
-    "divergence=nonsense", "divergence.kind=[]", "levels.kind=1", "name=\0", "name=a/b", "name=\x1b",
-    "trackers=[a]", "=".join("ab" * 50), "x." * 5000 + "y=1", "train.=1", "é=1", "train.steps=1e400",
+    "divergence=nonsense", "divergence.kind=[]", "levels.kind=1", "name=\0", "name=a/b",
+    "name=\x1b",
+    "trackers=[a]", "=".join("ab" * 50), "x." * 5000 + "y=1", "train.=1", "é=1",
+    "train.steps=1e400",
     "student.sigmas=[]", "student={}", "fake=[]", "optimizer.betas=[1]", "optimizer.betas=[0,0,0]",
     "preflight=\0", "preflight=" + "x" * 5000, "train.batch=" + "[" * 3000, "evaluation=null",
 )  # fmt: skip
