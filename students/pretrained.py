@@ -103,14 +103,15 @@ def build(make: Callable[[], M], tensors: Mapping[str, Tensor], source: str) -> 
         raise
     except Exception as error:  # arguments of another kind fail in a dozen ways
         reason = " ".join(str(error).split())[:200]
-        raise InstilError(f"{source}: describes no network that can be built ({reason})") from None
+        raise InstilError(f"{source}: describes no network one can build ({reason})") from None
     finally:
         counting.remove()
     wanted = sum(tensor.numel() for tensor in described.state_dict().values())
     held = sum(tensor.numel() for tensor in tensors.values())
     if wanted > 2 * held + SLACK:
         raise InstilError(
-            f"{source}: describes a network of {wanted:,} numbers and holds {held:,}; it was changed"
+            f"{source}: describes a network of {wanted:,} numbers and holds {held:,}; "
+            "take the file it was made with"
         )
     return make()
 

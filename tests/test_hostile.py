@@ -51,7 +51,7 @@ def test_the_sound_pickles_of_the_driver_are_sound(tmp_path):
 def misbehave(number, folder):
     """One kind of fault for each number."""
 
-    def read():
+    def read():  # noqa: RET503
         match number:
             case 0:
                 raise KeyError("step")
@@ -70,7 +70,7 @@ def misbehave(number, folder):
 
                 os._exit(3)
             case 6:
-                return None
+                pass
             case 7:
                 return bytearray(4 << 30)
 
