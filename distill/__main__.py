@@ -9,6 +9,7 @@ from distill.preflight import check, read, settle
 from distill.recipe import Recipe
 from instil.config import load_recipe
 from instil.errors import InstilError, command
+from instil.plain import is_file
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -66,10 +67,11 @@ def _recipe(words: list[str], resume: str | None) -> Recipe:
         raise InstilError(f"{' '.join(named)}: expected one recipe, then key=value")
     source = named[0] if named else "digits"
     if resume and not named:
-        folder = (
-            Path(resume) if (Path(resume) / "recipe.yaml").exists() else Path(resume).parents[1]
-        )
-        source = str(folder / "recipe.yaml")
+        places = (Path(resume), *Path(resume).parents[1:2])  # a run, or a checkpoint in one
+        found = [place / "recipe.yaml" for place in places if is_file(place / "recipe.yaml")]
+        if not found:
+            raise InstilError(f"--resume {resume}: no run there, and no checkpoint of a run")
+        source = str(found[0])
     recipe = load_recipe(Recipe, source, changes, RECIPES)
     if recipe.preflight is None or resume is not None:
         return recipe

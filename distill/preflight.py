@@ -9,6 +9,7 @@ from pydantic import Field, PositiveFloat, ValidationError
 from distill.recipe import Recipe
 from instil.config import Config
 from instil.errors import InstilError
+from instil.plain import is_dir, read_json
 
 
 class Settings(Config):
@@ -37,17 +38,15 @@ def read(path: str) -> Settings:
     """
     file = Path(path)
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
         found = Settings.model_validate_json(json.dumps(content["distill"]))
         verdict = str(content["verdict"])
-    except OSError as error:
-        raise InstilError(f"preflight: {path} cannot be read ({error.strerror})") from None
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise InstilError(f"preflight: {path} was changed or cut off ({faults})") from None
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (KeyError, ValueError) as error:
         raise InstilError(
-            f"preflight: {path} is not what `python -m eval preflight --out` writes"
+            f"preflight: {path} is not what `python -m eval preflight --out` writes ({error})"
         ) from None
     if not found.distil:
         raise InstilError(
@@ -55,7 +54,7 @@ def read(path: str) -> Settings:
             "instead of the preflight"
         )
     beside = file.parent / found.instructor
-    return found.replace(instructor=str(beside)) if beside.is_dir() else found
+    return found.replace(instructor=str(beside)) if is_dir(beside) else found
 
 
 def settle(recipe: Recipe, found: Settings) -> list[str]:

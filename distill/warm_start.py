@@ -6,6 +6,7 @@ from torch import nn
 
 from instil import checkpoint
 from instil.errors import InstilError
+from instil.plain import is_dir
 
 
 def warm_start(module: nn.Module, source: str, name: str) -> None:
@@ -20,7 +21,7 @@ def warm_start(module: nn.Module, source: str, name: str) -> None:
         InstilError: Nothing there, or it holds other weights.
     """
     path = Path(source)
-    if path.is_dir():
+    if is_dir(path):
         found = (
             [path] if (path / checkpoint.META).exists() else checkpoint.find(path / "checkpoints")
         )

@@ -9,21 +9,27 @@ import json
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from urllib.error import URLError
 
 import torch
 import torch_fidelity
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from instil import checkpoint, data
+from instil.config import Config, validate
 from instil.draws import Draws
 from instil.errors import InstilError
+from instil.plain import parse_json
 from instil.processes import shared
 
 EMBEDDED = Path(str(files("eval") / "extractors"))
 INCEPTION = "inception-v3-compat"
+
+
+Side = Annotated[int, Field(ge=1, le=4096)]
 
 
 class SmallCNN(nn.Module):
@@ -50,6 +56,13 @@ class SmallCNN(nn.Module):
         """Map images (B, C, H, W) in [-1, 1] to features (B, features) and logits (B, classes)."""
         features = self.features(self.body(images))
         return features, self.head(features)
+
+
+class Made(Config):
+    """What a file says of the `SmallCNN` in it."""
+
+    shape: tuple[Side, Side, Side]
+    classes: Annotated[int, Field(ge=1, le=100_000)]
 
 
 class Extractor:
@@ -139,13 +152,15 @@ def _read(path: Path) -> tuple[dict[str, Any], SmallCNN]:
     """An extractor's description, as `train` wrote it, and its network."""
     try:
         with safe_open(path, "pt") as file:
-            about = json.loads((file.metadata() or {})["extractor"])
+            about = parse_json((file.metadata() or {})["extractor"], f"{path}: its description")
+        made = validate(Made, {name: about[name] for name in Made.model_fields})
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise InstilError(f"{path}: not an extractor ({error})") from None
-    network = SmallCNN(tuple(about["shape"]), about["classes"]).eval().requires_grad_(False)
+    with torch.device("meta"):  # no memory yet: the file may not hold what it says
+        network = SmallCNN(made.shape, made.classes).eval().requires_grad_(False)
     tensors = checkpoint.read_tensors(path)
     checkpoint.compare(str(path), tensors, network.state_dict())
-    network.load_state_dict(tensors)
+    network.load_state_dict(tensors, assign=True)
     return about, network
 
 

@@ -15,8 +15,9 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
 from eval.features import Extractor
-from instil.data import Images, load
+from instil.data import Images, load, read_arrays
 from instil.errors import InstilError
+from instil.plain import is_file
 from instil.processes import on_main
 
 Statistics = dict[str, np.ndarray]
@@ -102,10 +103,10 @@ def reference_of_statistics(path: Path, extractor: Extractor) -> Reference:
             f"{path}: published statistics are Inception's, so they need --extractor inception, "
             f"not {extractor.name}"
         )
+    arrays = read_arrays(path, ("mu", "sigma"))
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            mu, sigma = (np.asarray(arrays[key], np.float64) for key in ("mu", "sigma"))
-    except (OSError, KeyError, ValueError) as error:
+        mu, sigma = (np.asarray(arrays[key], np.float64) for key in ("mu", "sigma"))
+    except (KeyError, ValueError, TypeError) as error:
         raise InstilError(f"{path}: expected arrays mu and sigma ({error})") from None
     if mu.shape != (2048,) or sigma.shape != (2048, 2048):
         raise InstilError(
@@ -122,10 +123,9 @@ def load_reference(source: str, extractor: Extractor) -> Reference:
     """
     if source in torch_fidelity.registry.DATASETS_REGISTRY:
         return reference_of(_registered(source), extractor)
-    if source.endswith(".npz") and Path(source).exists():
-        with np.load(source, allow_pickle=False) as arrays:
-            if {"mu", "sigma"} <= set(arrays.files):
-                return reference_of_statistics(Path(source), extractor)
+    path = Path(source)
+    if path.suffix == ".npz" and is_file(path) and len(read_arrays(path, ("mu", "sigma"))) == 2:
+        return reference_of_statistics(path, extractor)
     return reference_of(load(source), extractor)
 
 

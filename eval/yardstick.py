@@ -16,6 +16,7 @@ from eval.protocol import Protocol
 from instil import data
 from instil.cache import cache_folder
 from instil.errors import InstilError
+from instil.plain import read_json
 from instil.processes import on_main
 from instil.report import environment, write_json
 from instructors.load import Instructor
@@ -208,4 +209,4 @@ class Yardstick:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.exists() else {}
+    return read_json(path) if path.exists() else {}

@@ -19,9 +19,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from instil import plain
 from instil.errors import InstilError
 
 META = "checkpoint.json"
+# Of each parameter: what torch's Adam keeps, and what that of 8 bits does.
+MOMENTS = ({"step", "exp_avg", "exp_avg_sq"}, {"step", "state1", "state2"})
 BLOCKWISE = ("absmax", "qmap")  # scales of 8-bit moments, which have no parameter's shape
 
 
@@ -93,12 +96,17 @@ def read_meta(folder: Path) -> dict[str, Any]:
     Raises:
         InstilError: The folder is no complete checkpoint.
     """
-    try:
-        return json.loads((folder / META).read_text())
-    except FileNotFoundError:
-        raise InstilError(f"{folder}: no checkpoint there ({META} is missing)") from None
-    except (OSError, ValueError) as error:
-        raise InstilError(f"{folder / META}: cannot be read ({error})") from None
+    path = folder / META
+    if not plain.is_file(path):
+        raise InstilError(f"{folder}: no checkpoint there ({META} is missing)")
+    content = plain.read_json(path)
+    step, recipe = content.get("step"), content.get("recipe", {})
+    if type(step) is not int or step < 0 or not isinstance(recipe, dict):
+        raise InstilError(
+            f"{path}: was changed: expected the number of updates as step and a mapping as recipe, "
+            f"got {step!r} and a {type(recipe).__name__}; take another checkpoint"
+        )
+    return content
 
 
 def restore(
@@ -226,6 +234,11 @@ def _read_optimizer(path: Path, optimizer: Optimizer) -> dict[str, Any]:
             )
         count = tensor.ndim == 0 and not tensor.is_floating_point()  # of updates, no tensor before
         state.setdefault(int(number), {})[name] = tensor.item() if count else tensor
+    for number, parts in state.items():
+        if not any(whole <= parts.keys() for whole in MOMENTS):
+            raise InstilError(
+                f"{path}: {number} holds {', '.join(parts)}; not a whole state of Adam"
+            )
     return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
 
 

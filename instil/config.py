@@ -6,14 +6,18 @@ This module and every recipe load without torch, so that a recipe is checked bef
 import difflib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from instil import plain
 from instil.errors import InstilError
+
+# Of a recipe, in characters and in values: PyYAML reads some fifty thousand a second.
+LONGEST, MOST_VALUES = 100_000, 20_000
 
 
 class Config(BaseModel):
@@ -42,10 +46,13 @@ class _Loader(yaml.SafeLoader):
     """YAML as people mean it: no key twice, 1e-5 is a number, and yes, no, on, off are words."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
+        seen: set[Any] = set()
+        for key in (self.construct_object(key, deep=True) for key, _ in node.value):
+            if not isinstance(key, Hashable):
+                continue  # which is refused below
+            if key in seen:
                 raise InstilError(f"{key}: given twice (line {node.start_mark.line + 1} onwards)")
+            seen.add(key)
         return super().construct_mapping(node, deep)
 
 
@@ -68,14 +75,30 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         InstilError: The file is missing, is not YAML, repeats a key, or is not a mapping.
     """
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506, a SafeLoader
-    except (OSError, UnicodeDecodeError) as error:
-        raise InstilError(f"{path}: cannot be read ({error})") from None
-    except yaml.YAMLError as error:
-        raise InstilError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+    content = _parse(plain.read_text(path, LONGEST), str(path))
     if not isinstance(content, dict):
         raise InstilError(f"{path}: expected a mapping of keys, got {type(content).__name__}")
+    return content
+
+
+def _parse(text: str, source: str) -> Any:
+    """YAML as plain values.
+
+    Raises:
+        InstilError: It is none, or holds what no recipe needs.
+    """
+    try:
+        content = yaml.load(text, _Loader)  # noqa: S506, a SafeLoader
+    except InstilError:
+        raise
+    except yaml.YAMLError as error:
+        raise InstilError(f"{source}: not valid YAML ({' '.join(str(error).split())})") from None
+    # What PyYAML raises on numbers and dates that are none, and on thousands of brackets.
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise InstilError(
+            f"{source}: holds a number, a date or brackets that YAML cannot read ({error})"
+        ) from None
+    plain.check(content, source, MOST_VALUES)
     return content
 
 
@@ -90,12 +113,12 @@ def read_overrides(arguments: Iterable[str]) -> dict[str, Any]:
         key, equals, text = argument.partition("=")
         if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
             raise InstilError(f"{argument}: expected key.path=value, such as train.steps=100")
-        try:
-            value = yaml.load(text, _Loader)  # noqa: S506, a SafeLoader
-        except yaml.YAMLError:
-            raise InstilError(f"{key}: {text!r} is not a YAML value") from None
+        if len(text) > LONGEST:
+            raise InstilError(f"{key}: longer than {LONGEST:,} characters")
+        value = _parse(text, argument)
         for part in reversed(key.split(".")):
             value = {part: value}
+        plain.check(value, argument)
         tree = merge(tree, value)
     return tree
 
@@ -148,8 +171,8 @@ def load_recipe(model: type[C], source: str | None, overrides: Iterable[str], fo
     content: Mapping[str, Any] = {}
     if source is not None:
         named = folder / f"{source}.yaml"
-        path = named if named.exists() and not Path(source).is_file() else Path(source)
-        if not path.is_file():
+        path = named if plain.is_file(named) and not plain.is_file(source) else Path(source)
+        if not plain.is_file(path):
             names = sorted(file.stem for file in folder.glob("*.yaml"))
             near = difflib.get_close_matches(source, names, n=1)
             hint = f"did you mean {near[0]}?" if near else f"named ones: {', '.join(names)}"

@@ -17,24 +17,31 @@ Everything is uint8 in memory and float32 in [-1, 1] in a network.
 import gzip
 import hashlib
 import json
+import math
 import os
 import re
 import zipfile
-from collections.abc import Callable, Iterable
+import zlib
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.resources import files
 from io import BytesIO
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from instil.errors import InstilError
+from instil.plain import is_dir, is_file
 
 KINDS = ("images-idx3", "labels-idx1")
+# Of one image and its file: 4096x4096, and more bytes than those take without compression.
+MOST_PIXELS, LARGEST_FILE = 1 << 24, 1 << 27
+MOST_UNPACKED = 1100  # bytes of a byte that is packed, by deflate
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif"}
 
 
@@ -99,11 +106,11 @@ def load(source: str) -> Images:
         InstilError: The description is not understood, a file is missing or unreadable, sizes are
             mixed, or a class filter names no class.
     """
-    if Path(source).exists():
+    if is_file(source) or is_dir(source):
         return _load_path(Path(source), source)
     name, *rest = source.split(":")
     reader: Callable[[str, str], Images] | None = READERS.get(name)
-    if reader is None and not Path(name).exists():
+    if reader is None and not (is_file(name) or is_dir(name)):
         raise InstilError(
             f"{source}: no such file or folder, and not one of {', '.join(READERS)}; "
             "expected a data set's name, a folder, a .zip or a .npz"
@@ -170,12 +177,16 @@ def _mnist(split: str, source: str) -> Images:
             ) from None
         files = [root / "MNIST" / "raw" / name for name in names]
     # idx format: a header of 16 bytes before the images, of 8 before the labels
-    pixels, labels = (
-        np.frombuffer(gzip.decompress(file.read_bytes()), np.uint8, offset=header)
-        for file, header in zip(files, (16, 8), strict=True)
-    )
+    try:
+        pixels, labels = (
+            np.frombuffer(gzip.decompress(file.read_bytes()), np.uint8, offset=header)
+            for file, header in zip(files, (16, 8), strict=True)
+        )
+        pixels = pixels.reshape(len(labels), 1, 28, 28)
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        raise InstilError(f"{source}: {files[0].parent} holds no whole MNIST ({error})") from None
     return Images(
-        torch.from_numpy(pixels.reshape(-1, 1, 28, 28).copy()),
+        torch.from_numpy(pixels.copy()),
         torch.from_numpy(labels.astype(np.int64)),
         tuple(str(digit) for digit in range(10)),
         source,
@@ -216,30 +227,69 @@ READERS = {"digits": _digits, "mnist": _mnist, "mnist14": _mnist14, "cifar10": _
 
 def _load_path(path: Path, source: str) -> Images:
     if path.is_dir():
-        names = (file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
-        return _decode(names, lambda name: (path / name).read_bytes(), source)
-    try:
-        if path.suffix == ".zip":
+        names = (file.relative_to(path).as_posix() for file in path.rglob("*") if is_file(file))
+        return _decode(names, lambda name: (path / name).open("rb"), source)
+    if path.suffix == ".npz":
+        return _load_arrays(path, source)
+    if path.suffix == ".zip":
+        try:
             with zipfile.ZipFile(path) as archive:
-                return _decode(archive.namelist(), archive.read, source)
-        if path.suffix == ".npz":
-            return _load_arrays(path, source)
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
-        if isinstance(error, InstilError):
+                return _decode(archive.namelist(), partial(_open, archive), source)
+        except InstilError:
             raise
-        raise InstilError(f"{source}: cannot be read ({error})") from None
+        except Exception as error:  # of a directory that is none, zipfile raises half a dozen kinds
+            raise InstilError(f"{source}: cannot be read ({error})") from None
     raise InstilError(f"{source}: expected a folder, a .zip or a .npz, got a {path.suffix!r} file")
 
 
+def _open(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
+    """A file of an archive; LZMA and BZIP2 take what memory a file asks for."""
+    info = archive.getinfo(name)
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError("packed by another method than deflate; pack it again")
+    return archive.open(info)
+
+
+def read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray[Any, Any]]:
+    """Some arrays of a `.npz`, those of `names` that it holds.
+
+    Raises:
+        InstilError: It is none, or an array declares more than the file has; nothing is unpickled.
+    """
+    found = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            inside = set(archive.namelist())
+            for name in (name for name in names if f"{name}.npy" in inside):
+                info = archive.getinfo(f"{name}.npy")
+                if info.file_size > MOST_UNPACKED * max(1, info.compress_size):
+                    raise ValueError(f"{name} unpacks to {info.file_size:,} bytes")
+                with _open(archive, info.filename) as file:
+                    _check_header(file, name, info.file_size)
+                with _open(archive, info.filename) as file:
+                    found[name] = np.lib.format.read_array(file, allow_pickle=False)
+    except Exception as error:  # of zip, of deflate, and of a header that is Python's own syntax
+        raise InstilError(f"{path}: cannot be read as a .npz of arrays ({error})") from None
+    return found
+
+
+def _check_header(file: IO[bytes], name: str, size: int) -> None:
+    """Refuse an array that is larger than its file: numpy would make room for it first."""
+    version = np.lib.format.read_magic(file)
+    one = version == (1, 0)
+    read = np.lib.format.read_array_header_1_0 if one else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(file)
+    if any(side < 0 for side in shape) or math.prod(shape) * dtype.itemsize > size:
+        raise ValueError(f"{name} declares the shape {shape}, which is not there")
+
+
 def _load_arrays(path: Path, source: str) -> Images:
-    with np.load(path, allow_pickle=False) as arrays:
-        names = arrays.files
-        key = next((k for k in ("images", "arr_0") if k in names), None)
-        if key is None:
-            raise InstilError(f"{source}: expected an array named images, found {names}")
-        pixels = arrays[key]
-        labels = arrays["labels"] if "labels" in names else None
-    if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4) or len(pixels) == 0:
+    arrays = read_arrays(path, ("images", "arr_0", "labels"))
+    key = next((k for k in ("images", "arr_0") if k in arrays), None)
+    if key is None:
+        raise InstilError(f"{source}: expected an array named images, found {list(arrays)}")
+    pixels, labels = arrays[key], arrays.get("labels")
+    if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4) or pixels.size == 0:
         raise InstilError(
             f"{source}: images must be uint8 (N, H, W) or (N, H, W, C), "
             f"got {pixels.dtype} {pixels.shape}"
@@ -254,7 +304,20 @@ def _load_arrays(path: Path, source: str) -> Images:
     )
 
 
-def _decode(names: Iterable[str], read: Callable[[str], bytes], source: str) -> Images:
+def _pixels(file: IO[bytes]) -> np.ndarray[Any, Any]:
+    """One image, grey or RGB, of a size that is held against its file's before it is decoded."""
+    content = file.read(LARGEST_FILE + 1)
+    if len(content) > LARGEST_FILE:
+        raise ValueError(f"larger than {LARGEST_FILE:,} bytes")
+    with Image.open(BytesIO(content)) as image:
+        if math.prod(image.size) > MOST_PIXELS:
+            raise ValueError(
+                f"{image.size[0]}x{image.size[1]} pixels are too many; make it smaller"
+            )
+        return np.asarray(image if image.mode == "L" else image.convert("RGB"))
+
+
+def _decode(names: Iterable[str], read: Callable[[str], IO[bytes]], source: str) -> Images:
     """Decode image files; a file's folder is its class."""
     paths = sorted(name for name in names if PurePosixPath(name).suffix.lower() in SUFFIXES)
     if not paths:
@@ -262,9 +325,9 @@ def _decode(names: Iterable[str], read: Callable[[str], bytes], source: str) -> 
     arrays = []
     for name in paths:
         try:
-            with Image.open(BytesIO(read(name))) as image:
-                arrays.append(np.asarray(image if image.mode == "L" else image.convert("RGB")))
-        except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+            with read(name) as file:
+                arrays.append(_pixels(file))
+        except Exception as error:  # Pillow's plugins and zipfile raise a dozen kinds
             raise InstilError(f"{source}: {name} is not a readable image ({error})") from None
         if arrays[-1].shape != arrays[0].shape:
             raise InstilError(

@@ -5,6 +5,8 @@ import os
 import sys
 from typing import Protocol
 
+LONGEST_LINE, MOST_LINES = 1_000, 30
+
 
 class InstilError(ValueError):
     """Bad input: the message names the value, says what was expected and what to do."""
@@ -14,6 +16,20 @@ class Command(Protocol):
     """A `main`: arguments in (of the command line if None), exit code out."""
 
     def __call__(self, argv: list[str] | None = None) -> int: ...
+
+
+def one_message(error: InstilError) -> str:
+    """What is printed of an error: a file's own words may be long, or talk to the terminal."""
+    lines = [line[:LONGEST_LINE] + "…" * (len(line) > LONGEST_LINE) for line in _lines(error)]
+    more = [f"… and {len(lines) - MOST_LINES} more"] if len(lines) > MOST_LINES else []
+    return "\n".join(lines[:MOST_LINES] + more)
+
+
+def _lines(error: InstilError) -> list[str]:
+    return [
+        "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+        for line in str(error).split("\n")
+    ]
 
 
 def command(main: Command) -> Command:
@@ -27,7 +43,7 @@ def command(main: Command) -> Command:
         try:
             return main(argv)
         except InstilError as error:
-            message, code = f"error: {error}", 2
+            message, code = f"error: {one_message(error)}", 2
         except FloatingPointError as error:
             message, code = f"stopped: {error}", 1
         except KeyboardInterrupt:

@@ -138,6 +138,7 @@ class Run:
         if found is not None:
             checkpoint.restore(found, state.modules(), state.optimizers())
             state.step = checkpoint.read_meta(found)["step"]
+        on_main(self._write_recipe)  # of a run that is refused, the recipe stays as it is
         self.monitor = Monitor(self.folder, steps, state.step, batch, accelerator.is_main_process)
         if found is None:
             self.save()
@@ -199,9 +200,11 @@ class Run:
             # Keys that are newer than the checkpoint had their defaults.
             known = validate(type(recipe), saved.get("recipe", {})).model_dump(mode="json")
             check_same(found, saved | {"recipe": known}, self.meta, recipe.MAY_CHANGE)
-        text = yaml.safe_dump(self.meta["recipe"], sort_keys=False)
-        checkpoint.write_text(folder / RECIPE, text)
         return folder, found
+
+    def _write_recipe(self) -> None:
+        text = yaml.safe_dump(self.meta["recipe"], sort_keys=False)
+        checkpoint.write_text(self.folder / RECIPE, text)
 
 
 def locate(where: Path | str) -> tuple[Path, Path | None]:

@@ -1,7 +1,6 @@
 """`load(source)`: a folder, an embedded name or a hub id becomes an `Instructor`."""
 
 import hashlib
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from huggingface_hub import ModelCard, snapshot_download
 from safetensors import SafetensorError, safe_open
 
 from instil.errors import InstilError
+from instil.plain import is_dir, is_file, read_json
 from instil.report import note
 from instructors.codec import Autoencoder, Codec, UnitRange
 from instructors.denoiser import Condition, Denoiser
@@ -83,11 +83,11 @@ def locate(source: str, weights: bool = True) -> Path:
     Raises:
         InstilError: None of the three, or the download failed.
     """
-    if Path(source).is_dir():
+    if is_dir(source):
         return Path(source)
     if source in zoo():
         return ZOO / source
-    if Path(source).exists():
+    if is_file(source):
         raise InstilError(f"{source}: expected the folder of a diffusers model; {_file(source)}")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         raise InstilError(
@@ -185,18 +185,6 @@ def weights_hash(folder: Path) -> str:
             while block := file.read(1 << 24):
                 sha.update(block)
     return sha.hexdigest()[:12]
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file of a model.
-
-    Raises:
-        InstilError: It is none.
-    """
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InstilError(f"{path}: not a JSON file ({error})") from None
 
 
 def _network_config(source: str, folder: Path) -> tuple[dict[str, Any], Path]:

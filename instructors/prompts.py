@@ -14,6 +14,7 @@ from torch import Tensor
 from instil.cache import cache_folder
 from instil.checkpoint import read_tensors, write_tensors
 from instil.errors import InstilError
+from instil.plain import read_json
 from instructors.denoiser import Condition
 from instructors.load import Card, download, weights_hash
 
@@ -59,7 +60,7 @@ def encode(
     if not Path(card.source).is_dir():
         folder = download(card.source, ["*.json", "*.txt", "text_encoder*/*", "tokenizer*/*"])
     index = folder / "model_index.json"
-    name = json.loads(index.read_text()).get("_class_name") if index.exists() else None
+    name = read_json(index).get("_class_name") if index.exists() else None
     if name not in ENCODERS:
         raise InstilError(
             f"{card.source}: prompts are encoded by a whole pipeline, got {name}; "
@@ -95,7 +96,7 @@ def _encode(
             "prompts: text encoders need the package transformers; pip install 'instil[text]'"
         ) from None
     parts = {"vae": None, "unet": None, "transformer": None, "safety_checker": None}
-    index = json.loads((folder / "model_index.json").read_text())
+    index = read_json(folder / "model_index.json")
     absent = {key: value for key, value in parts.items() if key in index}
     try:
         pipeline: Any = getattr(diffusers, name).from_pretrained(

@@ -1,6 +1,5 @@
 """A student as a folder with a card, in plain diffusers' layout where one exists, else in ours."""
 
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from instil.errors import InstilError
+from instil.plain import read_json
 from instil.report import write_json
 from instructors.denoiser import Denoiser
 from instructors.discrete import DiscreteVP
@@ -244,7 +244,7 @@ def _index(network: Any, folder: Path | None) -> dict[str, Any]:
             f"export: a {type(network).__name__} needs the autoencoder of its pipeline; "
             "expected an instructor with a model_index.json"
         )
-    return json.loads(index.read_text())
+    return read_json(index)
 
 
 def _learned_variance(network: Any) -> bool:

@@ -77,6 +77,15 @@ class GAN(Student, Pretrained):
         low, high = self.range
         return images if self.range == (-1.0, 1.0) else 2 * (images - low) / (high - low) - 1
 
+    @classmethod
+    def _described(
+        cls, arguments: Mapping[str, Any], tensors: Mapping[str, Tensor], source: str
+    ) -> Self:
+        try:  # the network is of code that the user trusts, which may not be built without memory
+            return cls(**arguments)
+        except TypeError as error:
+            raise InstilError(f"{source}: config.json does not describe a GAN ({error})") from None
+
     def core(self) -> nn.Module:
         return self.network
 

@@ -1,20 +1,22 @@
 """`load(source)`: weights somebody has become a `Student`; `check` holds it to its instructor."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from fnmatch import fnmatch
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, PositiveFloat
 from torch import Tensor, nn
 
 import instructors.load
 from instil.checkpoint import read_tensors
+from instil.config import Config, validate
 from instil.draws import Draws
 from instil.errors import InstilError
+from instil.plain import is_dir, is_file, read_json
 from instil.shapes import expand
 from instructors import pickles
 from instructors.denoiser import UNCONDITIONAL, Condition, Denoiser, class_labels
@@ -23,7 +25,7 @@ from students.export import ADAPTERS, LEVELS
 from students.few_step import FewStep
 from students.gan import GAN, make
 from students.one_step import OneStep
-from students.pretrained import CONFIG, Pretrained, load_weights, match
+from students.pretrained import CONFIG, Pretrained, build, load_weights, match
 from students.source import Source
 from students.student import Student
 from students.stylegan2 import StyleGAN2
@@ -32,6 +34,12 @@ ZOO = Path(str(files("students") / "zoo"))
 KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (StyleGAN2, CouplingFlow, GAN)}
 PROBES = 64
 CLASS_SIGMA = 1.0  # of images in [-1, 1]: much of their shape is gone, so a label helps
+
+
+class Read(Config):
+    """`student.json` of an exported pipeline: the noise levels it is read at, falling."""
+
+    sigmas: Annotated[tuple[PositiveFloat, ...], Field(min_length=1, max_length=1000)]
 
 
 def zoo() -> list[str]:
@@ -47,7 +55,7 @@ def load(source: Source) -> Student:
             finite, or the factory cannot make it.
     """
     path = _locate(source)
-    if path.is_dir():
+    if is_dir(path):
         return _load_folder(path, source.factory)
     student, tensors = read(source, path)
     module = core(student)
@@ -63,7 +71,8 @@ def read(source: Source, path: Path) -> tuple[Student, dict[str, Tensor]]:
     """
     if path.suffix == ".pkl" and source.factory is None:
         node = generator_node(path, source.key)
-        return StyleGAN2.from_original(pickles.arguments(node)), pickles.state_dict(node)
+        arguments, tensors = pickles.arguments(node), pickles.state_dict(node)
+        return build(lambda: StyleGAN2.from_original(arguments), tensors, str(path)), tensors
     tensors = read_file(path, source.key)
     if source.factory is None:
         raise InstilError(
@@ -88,7 +97,7 @@ def inspect(source: Source) -> dict[str, Any]:
         InstilError: The file cannot be read, or the generator cannot be made.
     """
     path = _locate(source)
-    if path.is_dir():
+    if is_dir(path):
         student = _load_folder(path, source.factory)
         tensors = core(student).state_dict()
     elif source.factory is None and path.suffix != ".pkl":
@@ -269,8 +278,8 @@ def _samples(student: Student) -> Tensor:
 
 
 def _locate(source: Source) -> Path:
-    path = Path(source.weights)
-    return ZOO / source.weights if not path.exists() and source.weights in zoo() else path
+    here = is_file(source.weights) or is_dir(source.weights)
+    return ZOO / source.weights if not here and source.weights in zoo() else Path(source.weights)
 
 
 def _load_folder(folder: Path, factory: str | None) -> Student:
@@ -282,19 +291,16 @@ def _load_folder(folder: Path, factory: str | None) -> Student:
         )
     if (folder / LEVELS).exists():
         denoiser = instructors.load.load(str(folder)).denoiser
-        first, *others = json.loads((folder / LEVELS).read_text())["sigmas"]
+        first, *others = validate(Read, read_json(folder / LEVELS)).sigmas
         first = min(first, denoiser.sigma_max)  # which a schedule's float32 may have rounded down
         student = FewStep(denoiser, [first, *others]) if others else OneStep(denoiser, first)
         return student.eval()
     if not (folder / CONFIG).exists():
         raise InstilError(f"{folder}: holds no {CONFIG}, so it is no student")
-    try:
-        config = json.loads((folder / CONFIG).read_text())
-        kind = KINDS[config["student"]]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise InstilError(
-            f"{folder / CONFIG}: does not name a student, one of {', '.join(KINDS)}"
-        ) from None
+    config = read_json(folder / CONFIG)
+    kind = KINDS.get(str(config.get("student")))
+    if kind is None:
+        raise InstilError(f"{folder / CONFIG}: does not name a student, one of {', '.join(KINDS)}")
     if kind is not GAN:
         return kind.from_pretrained(folder)
     if factory is None:

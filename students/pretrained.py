@@ -1,18 +1,25 @@
 """Weights into a module, all of them or an error; a student of our own class as a folder."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from inspect import signature
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
+import torch
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_module_registration_hook
 
 from instil.checkpoint import compare, read_tensors, write_tensors, write_text
 from instil.errors import InstilError
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"  # huggingface_hub's names
+SLACK = 1 << 20  # numbers; what `ignore` leaves out of a file may be missing there
+
+M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,48 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], source: str) 
     return match(tensors, expected)
 
 
+def build(make: Callable[[], M], tensors: Mapping[str, Tensor], source: str) -> M:
+    """A network that a file describes, with weights of its own.
+
+    It is built without memory first, since the file may not hold the numbers that it speaks of.
+
+    Args:
+        make: Builds it.
+        tensors: What the file does hold.
+        source: For the message.
+
+    Raises:
+        InstilError: It cannot be built, or is larger than the file's tensors can fill.
+    """
+    modules = 0
+
+    def count(*_: Any) -> None:
+        nonlocal modules
+        modules += 1
+        if modules > 4 * len(tensors) + 1000:
+            raise InstilError(f"{source}: describes a network of far more layers than it holds")
+
+    counting = register_module_module_registration_hook(count)
+    try:
+        with torch.device("meta"):
+            described = make()
+    except InstilError:
+        raise
+    except Exception as error:  # arguments of another kind fail in a dozen ways
+        reason = " ".join(str(error).split())[:200]
+        raise InstilError(f"{source}: describes no network one can build ({reason})") from None
+    finally:
+        counting.remove()
+    wanted = sum(tensor.numel() for tensor in described.state_dict().values())
+    held = sum(tensor.numel() for tensor in tensors.values())
+    if wanted > 2 * held + SLACK:
+        raise InstilError(
+            f"{source}: describes a network of {wanted:,} numbers and holds {held:,}; "
+            "take the file it was made with"
+        )
+    return make()
+
+
 class Pretrained(PyTorchModelHubMixin):
     """`save_pretrained`, `from_pretrained` and `push_to_hub` for students of our own classes.
 
@@ -88,6 +137,20 @@ class Pretrained(PyTorchModelHubMixin):
         write_text(save_directory / CONFIG, json.dumps(config, indent=2) + "\n")
 
     @classmethod
+    def _described(
+        cls, arguments: Mapping[str, Any], tensors: Mapping[str, Tensor], source: str
+    ) -> Any:
+        """A student with weights of its own, from the contents of `config.json`."""
+        make: Any = partial(cls, **arguments)
+        try:
+            signature(cls).bind(**arguments)
+        except TypeError as error:
+            raise InstilError(
+                f"{source}: config.json does not describe a {cls.__name__} ({error})"
+            ) from None
+        return build(make, tensors, str(Path(source) / CONFIG))
+
+    @classmethod
     def _from_pretrained(
         cls, *, model_id: str, map_location: str = "cpu", **arguments: Any
     ) -> Self:
@@ -101,11 +164,7 @@ class Pretrained(PyTorchModelHubMixin):
         path = Path(model_id) / WEIGHTS
         if not Path(model_id).is_dir():
             path = Path(hf_hub_download(model_id, WEIGHTS, **hub))
-        try:
-            student: Any = cls(**arguments)
-        except TypeError as error:
-            raise InstilError(
-                f"{model_id}: config.json does not describe a {cls.__name__} ({error})"
-            ) from None
-        load_weights(student.core(), read_tensors(path), str(path))
+        tensors = read_tensors(path)
+        student = cls._described(arguments, tensors, model_id)
+        load_weights(student.core(), tensors, str(path))
         return student.to(map_location).eval()

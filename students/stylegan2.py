@@ -14,12 +14,14 @@ Source:
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
+from pydantic import Field, PositiveFloat
 from torch import Tensor, nn
 from torch.nn import functional
 
+from instil.config import Config, validate
 from instil.draws import Draws
 from instil.errors import InstilError
 from instructors.denoiser import UNCONDITIONAL, Condition
@@ -28,6 +30,25 @@ from students.pretrained import Pretrained
 from students.student import Latent, Student, one_hot
 
 Architecture = Literal["skip", "resnet", "orig"]
+
+
+Count = Annotated[int, Field(ge=1, le=100_000)]
+
+
+class Arguments(Config):
+    """Of a `StyleGAN2`: the numbers, which a file may give as anything."""
+
+    resolution: Count
+    channels: Count
+    classes: Annotated[int, Field(ge=0, le=100_000)]
+    z_dim: Count
+    w_dim: Count
+    mapping_layers: Annotated[int, Field(ge=1, le=64)]
+    mapping_rate: PositiveFloat
+    average_decay: Annotated[float, Field(ge=0, le=1)]
+    channel_base: Annotated[int, Field(ge=1, le=1 << 24)]
+    channel_max: Count
+    clamp: PositiveFloat | None
 
 
 class StyleGAN2(Student, Pretrained):
@@ -73,6 +94,8 @@ class StyleGAN2(Student, Pretrained):
         clamp: float | None = None,
     ) -> None:
         super().__init__()
+        given = locals()
+        validate(Arguments, {name: given[name] for name in Arguments.model_fields})
         if resolution < 4 or resolution & (resolution - 1):
             raise InstilError(f"resolution: {resolution} is no power of two from 4 on")
         if architecture not in ("skip", "resnet", "orig"):
@@ -156,6 +179,8 @@ class StyleGAN2(Student, Pretrained):
         flat = dict(arguments)
         for group in ("mapping_kwargs", "synthesis_kwargs"):
             given = flat.pop(group, {})
+            if not isinstance(given, Mapping):
+                raise InstilError(f"no StyleGAN2-ADA generator: {group} is no mapping")
             flat |= {f"{group}.{name}": value for name, value in given.items()}
         faults = [f"{name} is missing" for name in NEEDED if name not in flat]
         for name, value in flat.items():

@@ -98,7 +98,7 @@ def test_changing_one_key_of_a_section_keeps_the_recipes_own_defaults_for_the_re
 
 @pytest.mark.parametrize("text", ["train.steps", "=3", "a b=1", "a=[1"])
 def test_malformed_overrides_are_refused(text):
-    with pytest.raises(InstilError, match=r"key.path=value|not a YAML value"):
+    with pytest.raises(InstilError, match=r"key.path=value|not valid YAML"):
         read_overrides([text])
 
 
