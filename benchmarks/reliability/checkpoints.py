@@ -94,10 +94,11 @@ def case(start: int, number: int, folder: Path) -> Callable[[], Any]:
 
     def read() -> None:
         try:
-            run = Run(recipe, 9, 4, state, FACTS, where, accelerator())
+            checkpoint.restore(inside, state.modules(), state.optimizers())
         except BaseException:
             assert state.fingerprint() == before, "refused, and changed"
             raise
+        run = Run(recipe, 9, 4, state, FACTS, where, accelerator())
         assert isinstance(state.step, int), "a step that is no number"
         state.update()
         run.monitor.log(state.step + 1, {"loss": 0.3})

@@ -77,7 +77,7 @@ class Driver:
     """
 
     def __init__(self, folder: Path, processes: int, torchrun: bool, seed: int) -> None:
-        self.folder, self.random = folder, Random(seed)  # noqa: S311
+        self.folder, self.random = folder, Random(seed)
         self.processes, self.torchrun = processes, torchrun
         self.words = [*RUN, f"output={folder}"]
         self.recipe = load_recipe(Recipe, self.words[0], self.words[1:], RECIPES)
