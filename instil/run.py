@@ -138,8 +138,8 @@ class Run:
         if found is not None:
             checkpoint.restore(found, state.modules(), state.optimizers())
             state.step = checkpoint.read_meta(found)["step"]
-        on_main(self._write_recipe)  # of a run that is refused, the recipe stays as it is
         self.monitor = Monitor(self.folder, steps, state.step, batch, accelerator.is_main_process)
+        on_main(self._write_recipe)  # of a run that is refused, the recipe stays as it is
         if found is None:
             self.save()
 

@@ -102,7 +102,7 @@ def test_no_checkpoint_and_broken_description(tmp_path):
     with pytest.raises(InstilError, match="no checkpoint there"):
         checkpoint.read_meta(tmp_path)
     (tmp_path / checkpoint.META).write_text("{")
-    with pytest.raises(InstilError, match="cannot be read"):
+    with pytest.raises(InstilError, match="not a JSON file"):
         checkpoint.read_meta(tmp_path)
 
 

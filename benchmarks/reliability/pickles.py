@@ -40,6 +40,10 @@ def described(path: Path) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
         name: kept["buffer.u"] if name == "u" else torch.randn(tuple(shape)) / 8
         for name, shape in json.loads(meta["shapes"]).items()
     }
+    taps = torch.tensor(arguments.get("resample_filter", [1.0, 1.0]), dtype=torch.float32)
+    for name in tensors:
+        if name.endswith("resample_filter"):
+            tensors[name] = (torch.outer(taps, taps) / taps.sum() ** 2)[None, None]
     return meta["class_name"], arguments, tensors
 
 
