@@ -5,11 +5,12 @@ import math
 from torch import Tensor, nn
 
 from instil.shapes import expand
-from instructors.denoiser import Condition, Denoiser
+from instructors.adapter import Adapter
+from instructors.denoiser import Condition
 from instructors.networks import call
 
 
-class ContinuousVP(Denoiser):
+class ContinuousVP(Adapter):
     """An eps-network of the variance-preserving SDE, D = x - s F(x / sqrt(1 + s**2), (M - 1) t(s)).
 
         s(t)**2 = exp(beta_d t**2 / 2 + beta_min t) - 1,   t in [epsilon_t, 1]
@@ -30,6 +31,7 @@ class ContinuousVP(Denoiser):
     """
 
     exact = True
+    prediction = "epsilon"
 
     def __init__(
         self,
@@ -41,13 +43,10 @@ class ContinuousVP(Denoiser):
         epsilon_t: float = 1e-5,
         classes: int = 0,
     ) -> None:
-        super().__init__()
-        self.network = network
-        self.shape = tuple(shape)
+        low, high = (_sigma(beta_d, beta_min, time) for time in (epsilon_t, 1.0))
+        super().__init__(network, shape, low, high, classes)
         self.beta_d, self.beta_min = beta_d, beta_min
         self.steps, self.epsilon_t = steps, epsilon_t
-        self.sigma_min, self.sigma_max = self._sigma(epsilon_t), self._sigma(1.0)
-        self.classes = classes
 
     def denoise(self, noisy: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         s = expand(sigma, noisy)
@@ -59,11 +58,13 @@ class ContinuousVP(Denoiser):
         rate = (self.beta_min**2 + 2 * self.beta_d * (sigma**2).log1p()).sqrt()
         return (rate - self.beta_min) / self.beta_d
 
-    def _sigma(self, time: float) -> float:
-        return math.sqrt(math.expm1(self.beta_d * time**2 / 2 + self.beta_min * time))
+
+def _sigma(beta_d: float, beta_min: float, time: float) -> float:
+    exponent = beta_d * time**2 / 2 + beta_min * time
+    return math.sqrt(math.expm1(exponent)) if exponent < 700 else math.inf  # of float64's range
 
 
-class ContinuousVE(Denoiser):
+class ContinuousVE(Adapter):
     """A network of the variance-exploding SDE, D = x + s F(x, ln(s / 2)).
 
     The network is never autocast, for the reason given at `ContinuousVP`.
@@ -80,6 +81,7 @@ class ContinuousVE(Denoiser):
     """
 
     exact = True
+    prediction = "noise"
 
     def __init__(
         self,
@@ -89,11 +91,7 @@ class ContinuousVE(Denoiser):
         sigma_max: float = 100.0,
         classes: int = 0,
     ) -> None:
-        super().__init__()
-        self.network = network
-        self.shape = tuple(shape)
-        self.sigma_min, self.sigma_max = sigma_min, sigma_max
-        self.classes = classes
+        super().__init__(network, shape, sigma_min, sigma_max, classes)
 
     def denoise(self, noisy: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         time = (sigma / 2).log()

@@ -65,8 +65,9 @@ def convert(path: Path, out: Path, vae: str | None = None) -> dict[str, Any]:
         What was found: network, parameters, shape, classes, noise levels, licence, digest.
 
     Raises:
-        InstilError: `out` exists or cannot be written, the file is refused, or the autoencoder is
-            missing, not asked for, or has other latents.
+        InstilError: `out` exists, the file is refused, or the autoencoder is missing, not asked
+            for, or has other latents.
+        OSError: `out` cannot be written.
     """
     if out.exists():
         raise InstilError(f"{out}: exists already; name a new folder with --out")
@@ -100,14 +101,11 @@ def convert(path: Path, out: Path, vae: str | None = None) -> dict[str, Any]:
         "FID in the paper": figure or "none stated",
         "licence": LICENCE if where else "unknown",
     }
-    try:
-        with folder.appearing(out) as partial:
-            folder.save(partial, denoiser)
-            if autoencoder is not None:
-                autoencoder.save_pretrained(partial / "vae")
-            write_text(partial / "README.md", _card(facts))
-    except OSError as error:
-        raise InstilError(f"{out}: cannot be written ({error})") from None
+    with folder.appearing(out) as partial:
+        folder.save(partial, denoiser)
+        if autoencoder is not None:
+            autoencoder.save_pretrained(partial / "vae")
+        write_text(partial / "README.md", _card(facts))
     return facts
 
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from instil.shapes import expand
-from instructors.denoiser import Condition, Denoiser
+from instructors.adapter import Adapter
+from instructors.denoiser import Condition
 from instructors.networks import call
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
@@ -15,7 +16,7 @@ PREDICTIONS = ("epsilon", "v_prediction", "sample")
 HALF_PRECISION_SIGMA = 10.0
 
 
-class DiscreteVP(Denoiser):
+class DiscreteVP(Adapter):
     """A network trained on x_t = a x + b noise, a**2 + b**2 = 1, at integer times t.
 
     With s = b / a, a = 1 / sqrt(1 + s**2), its input is a x_s at t(s), and
@@ -35,7 +36,8 @@ class DiscreteVP(Denoiser):
         classes: Number of class labels; 0 for none.
 
     Raises:
-        ValueError: The prediction type is unknown, or does not fit a last level without signal.
+        ValueError: The prediction type is unknown, or does not fit a last level without signal, or
+            there are no two levels that rise.
     """
 
     def __init__(
@@ -46,12 +48,11 @@ class DiscreteVP(Denoiser):
         prediction: Literal["epsilon", "v_prediction", "sample"] = "epsilon",
         classes: int = 0,
     ) -> None:
-        super().__init__()
         if prediction not in PREDICTIONS:
             raise ValueError(f"prediction type {prediction!r}: expected one of {PREDICTIONS}")
         alphas = alphas_cumprod.double()
         sigmas = ((1 - alphas) / alphas).sqrt()
-        if alphas[-1] == 0:
+        if (alphas[-1:] == 0).any():
             if prediction == "epsilon":
                 raise ValueError(
                     "schedule: its last level holds no signal (zero terminal SNR), where "
@@ -59,15 +60,13 @@ class DiscreteVP(Denoiser):
                     "schedule without rescale_betas_zero_snr"
                 )
             sigmas = sigmas[:-1]  # an infinite sigma
-        if not (sigmas.isfinite().all() and (sigmas.diff() > 0).all()):
+        rising = sigmas.isfinite().all() and (sigmas.diff() > 0).all()
+        if len(sigmas) < 2 or not rising:
             raise ValueError("schedule: its noise levels do not rise from finite to finite ones")
-        self.network = network
-        self.shape = tuple(shape)
+        super().__init__(network, shape, sigmas[0].item(), sigmas[-1].item(), classes)
         self.register_buffer("log_sigmas", sigmas.log().float(), persistent=False)
-        self.sigma_min, self.sigma_max = sigmas[0].item(), sigmas[-1].item()
         self.prediction = prediction
         self.exact = prediction == "epsilon" and self.sigma_max > HALF_PRECISION_SIGMA
-        self.classes = classes
 
     def denoise(self, noisy: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         s = expand(sigma, noisy)

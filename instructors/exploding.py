@@ -3,11 +3,12 @@
 from torch import Tensor, nn
 
 from instil.shapes import expand
-from instructors.denoiser import Condition, Denoiser
+from instructors.adapter import Adapter
+from instructors.denoiser import Condition
 from instructors.networks import call
 
 
-class ScoreVE(Denoiser):
+class ScoreVE(Adapter):
     """A network whose output is the score of x + s noise itself, at the time s.
 
         D = x_s + s**2 out
@@ -27,6 +28,7 @@ class ScoreVE(Denoiser):
     """
 
     exact = True
+    prediction = "score"
 
     def __init__(
         self,
@@ -36,11 +38,7 @@ class ScoreVE(Denoiser):
         sigma_max: float = 1348.0,
         classes: int = 0,
     ) -> None:
-        super().__init__()
-        self.network = network
-        self.shape = tuple(shape)
-        self.sigma_min, self.sigma_max = sigma_min, sigma_max
-        self.classes = classes
+        super().__init__(network, shape, sigma_min, sigma_max, classes)
 
     def denoise(self, noisy: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         return noisy + expand(sigma, noisy) ** 2 * call(self.network, noisy, sigma, condition)

@@ -3,7 +3,8 @@
 from torch import Tensor, nn
 
 from instil.shapes import expand
-from instructors.denoiser import Condition, Denoiser
+from instructors.adapter import Adapter
+from instructors.denoiser import Condition
 from instructors.networks import call
 
 # Training draws u from the open interval (0, 1), and u = 1, pure noise, is an infinite sigma: this
@@ -11,7 +12,7 @@ from instructors.networks import call
 LEAST, MOST = 0.001, 0.999
 
 
-class Flow(Denoiser):
+class Flow(Adapter):
     """A network trained on x_u = (1 - u) x + u noise to predict v = noise - x.
 
     With u = s / (1 + s) its input is x_s / (1 + s), the time 1000 u, and
@@ -29,14 +30,12 @@ class Flow(Denoiser):
         Liu et al. 2022, arXiv 2209.03003; Esser et al. 2024, arXiv 2403.03206 (SD3).
     """
 
+    prediction = "velocity"
     sigma_min = LEAST / (1 - LEAST)
     sigma_max = MOST / (1 - MOST)
 
     def __init__(self, network: nn.Module, shape: tuple[int, ...], classes: int = 0) -> None:
-        super().__init__()
-        self.network = network
-        self.shape = tuple(shape)
-        self.classes = classes
+        super().__init__(network, shape, self.sigma_min, self.sigma_max, classes)
 
     def denoise(self, noisy: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         u = sigma / (1 + sigma)

@@ -1,7 +1,7 @@
 """A denoiser as a folder, `unet/` and `scheduler/` as diffusers lays them out.
 
 Where diffusers has no scheduler for what stands around a network, the scheduler's configuration
-names our adapter and holds its arguments.
+names our adapter.
 """
 
 import shutil
@@ -16,13 +16,18 @@ from safetensors import SafetensorError
 from instil.checkpoint import put, reason
 from instil.errors import InstilError
 from instil.report import write_json
+from instructors.adapter import Adapter
 from instructors.continuous import ContinuousVE, ContinuousVP
 from instructors.denoiser import Denoiser
 from instructors.discrete import DiscreteVP
+from instructors.exploding import ScoreVE
 from instructors.families import OWN
 from instructors.karras import Karras
 
-ADAPTERS: dict[str, tuple[type[Denoiser], tuple[str, ...]]] = {
+# The scheduler's class: the adapter, and those of its arguments that the configuration holds.
+ADAPTERS: dict[str, tuple[type[Adapter], tuple[str, ...]]] = {
+    "EDMEulerScheduler": (Karras, ("sigma_min", "sigma_max", "sigma_data")),
+    "ScoreSdeVeScheduler": (ScoreVE, ("sigma_min", "sigma_max")),
     "ContinuousVP": (ContinuousVP, ("beta_d", "beta_min", "steps", "epsilon_t")),
     "ContinuousVE": (ContinuousVE, ("sigma_min", "sigma_max")),
     "DiscreteVP": (DiscreteVP, ("alphas_cumprod", "prediction")),
@@ -31,11 +36,15 @@ ADAPTERS: dict[str, tuple[type[Denoiser], tuple[str, ...]]] = {
 
 @contextmanager
 def appearing(folder: Path) -> Iterator[Path]:
-    """A new folder to write into, which takes the place of `folder` if the block succeeds."""
+    """A new folder to write into, which takes the place of `folder` if the block succeeds.
+
+    Raises:
+        OSError: It could not be written; the message names `folder`.
+    """
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     try:
+        partial.mkdir(parents=True)
         yield partial
         put(partial, folder)
     except (OSError, SafetensorError) as error:  # diffusers' own name no folder
@@ -73,37 +82,29 @@ def save(folder: Path, denoiser: Denoiser) -> None:
 
 def _levels(denoiser: Denoiser) -> dict[str, Any]:
     """The scheduler's configuration."""
-    if isinstance(denoiser, Karras):
-        keys = ("sigma_min", "sigma_max", "sigma_data")
-        same = {key: getattr(denoiser, key) for key in keys}
-        return {"_class_name": "EDMEulerScheduler", "prediction_type": "epsilon"} | same
-    name = type(denoiser).__name__
-    if name not in ADAPTERS:
-        raise InstilError(f"no layout for a {name}")
     if isinstance(denoiser, DiscreteVP):
         alphas = 1 / (1 + (2 * denoiser.log_sigmas.double()).exp())
         values = {"alphas_cumprod": alphas.tolist(), "prediction": denoiser.prediction}
-    else:
-        values = {key: getattr(denoiser, key) for key in ADAPTERS[name][1]}
-    return {"_class_name": name} | values
+        return {"_class_name": "DiscreteVP"} | values
+    for name, (adapter, keys) in ADAPTERS.items():
+        if type(denoiser) is adapter:
+            return {"_class_name": name} | {key: getattr(denoiser, key) for key in keys}
+    raise InstilError(f"no layout for a {type(denoiser).__name__}")
 
 
-def adapt(
+def from_config(
     config: Mapping[str, Any], network: Any, shape: tuple[int, ...], classes: int
-) -> Denoiser:
-    """The adapter that a scheduler's configuration names, one of `ADAPTERS`.
+) -> Adapter:
+    """The adapter of a scheduler's configuration, of a class in `ADAPTERS`.
 
     Raises:
-        ValueError: A value is missing or not one of an adapter.
+        KeyError: A value is missing.
+        TypeError: One is of another kind.
+        ValueError: One makes no adapter.
     """
     adapter, keys = ADAPTERS[config["_class_name"]]
-    try:
-        values = {key: config[key] for key in keys}
-        if "alphas_cumprod" in values:
-            values["alphas_cumprod"] = torch.tensor(values["alphas_cumprod"], dtype=torch.float64)
-        build: Any = adapter
-        return build(network, shape, classes=classes, **values)
-    except KeyError as error:
-        raise ValueError(f"its scheduler names no {error}") from None
-    except TypeError as error:
-        raise ValueError(f"its scheduler holds values of another kind ({error})") from None
+    values = {key: config[key] for key in keys}
+    if "alphas_cumprod" in values:
+        values["alphas_cumprod"] = torch.tensor(values["alphas_cumprod"], dtype=torch.float64)
+    build: Any = adapter
+    return build(network, shape, classes=classes, **values)

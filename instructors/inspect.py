@@ -5,26 +5,17 @@ from typing import Any
 from instructors.codec import Autoencoder, Codec, UnitRange
 from instructors.load import Instructor
 
-PREDICTED = {
-    "Karras": "EDM's F",
-    "Flow": "velocity",
-    "ScoreVE": "score",
-    "ContinuousVP": "epsilon",
-    "ContinuousVE": "noise",
-}
-
 
 def describe(instructor: Instructor) -> dict[str, Any]:
     """The facts of an instructor; JSON as they are."""
-    denoiser, codec, card = instructor.denoiser, instructor.codec, instructor.card
-    adapter = type(denoiser).__name__
-    network: Any = denoiser.network
+    denoiser: Any = instructor.denoiser
+    network, codec, card = denoiser.network, instructor.codec, instructor.card
     return {
         "source": card.source,
         "network": type(network).__name__,
         "parameters": sum(p.numel() for p in network.parameters()),
-        "adapter": adapter,
-        "prediction": getattr(denoiser, "prediction", PREDICTED.get(adapter)),
+        "adapter": type(denoiser).__name__,
+        "prediction": denoiser.prediction,
         "learned_variance": network.config.out_channels == 2 * network.config.in_channels,
         "shape": list(denoiser.shape),
         "image_shape": list(codec.image_shape(denoiser.shape)),

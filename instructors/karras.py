@@ -1,13 +1,16 @@
 """Networks with the preconditioning of EDM."""
 
+import math
+
 from torch import Tensor, nn
 
 from instil.shapes import expand
-from instructors.denoiser import Condition, Denoiser
+from instructors.adapter import Adapter
+from instructors.denoiser import Condition
 from instructors.networks import call
 
 
-class Karras(Denoiser):
+class Karras(Adapter):
     """An EDM network, D = c_skip x + c_out F(c_in x, c_noise).
 
         c_skip = sd**2 / (s**2 + sd**2)     c_out = s sd / sqrt(s**2 + sd**2)
@@ -23,9 +26,14 @@ class Karras(Denoiser):
         sigma_data: sd, the standard deviation of the data the network was trained for.
         classes: Number of class labels; 0 for none.
 
+    Raises:
+        ValueError: As `Adapter`, or sd is not positive.
+
     Source:
         Karras et al. 2022, arXiv 2206.00364, table 1 and eq. 7.
     """
+
+    prediction = "EDM's F"
 
     def __init__(
         self,
@@ -36,11 +44,10 @@ class Karras(Denoiser):
         sigma_data: float = 0.5,
         classes: int = 0,
     ) -> None:
-        super().__init__()
-        self.network = network
-        self.shape = tuple(shape)
-        self.sigma_min, self.sigma_max, self.sigma_data = sigma_min, sigma_max, sigma_data
-        self.classes = classes
+        super().__init__(network, shape, sigma_min, sigma_max, classes)
+        if not 0 < sigma_data < math.inf:
+            raise ValueError(f"sigma_data {sigma_data}: expected a positive number")
+        self.sigma_data = sigma_data
 
     def denoise(self, noisy: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         s, sd = expand(sigma, noisy), self.sigma_data

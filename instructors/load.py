@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import ModelCard, snapshot_download
+import yaml
+from huggingface_hub import metadata_load, snapshot_download
 from safetensors import SafetensorError, safe_open
 
 from instil.errors import InstilError
@@ -22,14 +23,14 @@ from instructors.discrete import PREDICTIONS, DiscreteVP
 from instructors.exploding import ScoreVE
 from instructors.families import FAMILIES, OWN, Family
 from instructors.flow import Flow
-from instructors.folder import ADAPTERS, adapt
-from instructors.karras import Karras
+from instructors.folder import ADAPTERS, from_config
 from instructors.prior import Prior, labels
 
 ZOO = Path(str(files("instructors") / "zoo"))
 ARCHITECTURES = Path(str(files("instructors") / "architectures"))
 AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC")
 NCSNPP = ("time_embedding_type", "center_input_sample")
+MOST_TIMES = 100_000  # of a schedule; models have a thousand
 WEIGHTS = "diffusion_pytorch_model*.safetensors"
 
 
@@ -272,7 +273,9 @@ def _adapt(
     size = side or getattr(config, "sample_size", None) or family.side
     if size is None:
         raise InstilError(f"{source}: its config.json names no sample_size; set side")
-    sides = (size, size) if isinstance(size, int) else tuple(size)
+    sides = [size, size] if isinstance(size, int) else list(size)
+    if len(sides) != 2 or not all(type(each) is int and each > 0 for each in sides):
+        raise InstilError(f"{source}: sample_size {size!r}: expected a height and a width, pixels")
     shape, classes = (family.channels(config), *sides), family.classes(config)
     if config.out_channels not in (None, config.in_channels, 2 * config.in_channels):
         raise InstilError(
@@ -284,7 +287,17 @@ def _adapt(
         parent, _, leaf = name.rpartition(".")
         module = network.get_submodule(parent)
         module.register_buffer(leaf, module._parameters.pop(leaf).detach())
-    denoiser = _by_schedule(source, network, scheduler, shape, classes)
+    try:
+        denoiser = _by_schedule(network, scheduler, shape, classes)
+    except KeyError as error:
+        raise InstilError(f"{source}: its scheduler names no {error}") from None
+    except TypeError as error:
+        reason = str(error).partition("\n")[0]
+        raise InstilError(
+            f"{source}: its scheduler holds values of another kind ({reason})"
+        ) from None
+    except (ValueError, NotImplementedError) as error:
+        raise InstilError(f"{source}: {error}") from None
     denoiser.text = tuple(family.text(config))
     if family.has_null_label:
         denoiser.set_null(Condition(label=torch.tensor([classes])))
@@ -292,36 +305,38 @@ def _adapt(
 
 
 def _by_schedule(
-    source: str, network: Any, scheduler: dict[str, Any], shape: tuple[int, ...], classes: int
+    network: Any, scheduler: dict[str, Any], shape: tuple[int, ...], classes: int
 ) -> Denoiser:
-    """Each branch is one kind of schedule; what none of them knows is refused."""
-    name, prediction = scheduler.get("_class_name"), scheduler.get("prediction_type", "epsilon")
+    """Each branch is one kind of schedule; what none of them knows is refused.
+
+    Raises:
+        KeyError: A value is missing.
+        TypeError: One is of another kind.
+        ValueError: One makes no schedule, or the schedule is not supported.
+        NotImplementedError: diffusers does not know it.
+    """
+    name = str(scheduler.get("_class_name"))
+    prediction = scheduler.get("prediction_type", "epsilon")
     if scheduler.get("predict_epsilon") is False:  # as the first releases of diffusers said it
         prediction = "sample"
-    if name == "ScoreSdeVeScheduler" and network.config.time_embedding_type == "fourier":
-        levels = {key: scheduler[key] for key in ("sigma_min", "sigma_max")}
-        return ScoreVE(network, shape, classes=classes, **levels)
-    if name == "EDMEulerScheduler" and prediction == "epsilon":
-        levels = {key: scheduler[key] for key in ("sigma_min", "sigma_max", "sigma_data")}
-        return Karras(network, shape, classes=classes, **levels)
     flow = name == "FlowMatchEulerDiscreteScheduler" and not scheduler.get("invert_sigmas")
     if flow or prediction == "flow_prediction":
         return Flow(network, shape, classes)
-    if name in ADAPTERS:
-        try:
-            return adapt(scheduler, network, shape, classes)
-        except ValueError as error:
-            raise InstilError(f"{source}: {error}") from None
+    other = {
+        "EDMEulerScheduler": prediction != "epsilon",
+        "ScoreSdeVeScheduler": network.config.get("time_embedding_type") != "fourier",
+    }
+    if name in ADAPTERS and not other.get(name):
+        return from_config(scheduler, network, shape, classes)
     if "beta_schedule" in scheduler and prediction in PREDICTIONS:
         from diffusers import DDPMScheduler
 
-        try:
-            schedule: Any = DDPMScheduler.from_config(scheduler)
-            return DiscreteVP(network, shape, schedule.alphas_cumprod, prediction, classes)
-        except (ValueError, NotImplementedError) as error:
-            raise InstilError(f"{source}: {error}") from None
-    raise InstilError(
-        f"{source}: scheduler {name} with prediction type {prediction!r} is not supported; "
+        if scheduler.get("num_train_timesteps", 1000) > MOST_TIMES:
+            raise ValueError(f"schedule: more than {MOST_TIMES:,} times")
+        schedule: Any = DDPMScheduler.from_config(scheduler)
+        return DiscreteVP(network, shape, schedule.alphas_cumprod, prediction, classes)
+    raise ValueError(
+        f"scheduler {name} with prediction type {prediction!r} is not supported; "
         f"supported: EDMEulerScheduler (epsilon), FlowMatchEulerDiscreteScheduler, "
         f"ScoreSdeVeScheduler (fourier), or one with a beta_schedule and a prediction type of "
         f"{', '.join(PREDICTIONS)}"
@@ -361,7 +376,9 @@ def _file(source: str) -> str:
 
 
 def _licence(folder: Path) -> str:
-    readme = folder / "README.md"
-    if not readme.exists():
-        return "unknown"
-    return ModelCard.load(readme, ignore_metadata_errors=True).data.get("license") or "unknown"
+    """As the model card says; a card that cannot be read says nothing."""
+    try:
+        licence = (metadata_load(folder / "README.md") or {}).get("license")
+    except (OSError, ValueError, yaml.YAMLError):
+        licence = None
+    return licence if isinstance(licence, str) else "unknown"

@@ -212,6 +212,8 @@ def test_the_range_of_the_variance_preserving_sde():
         ("vp", {"encoder_type": "resdual"}, r"encoder_type: input should be 'standard', 'skip'"),
         ("vp", {"chanel_mult": [1]}, r"chanel_mult: unknown key; did you mean channel_mult\?"),
         ("vp", {"img_resolution": ...}, r"img_resolution: missing"),
+        ("vp", {"beta_d": 1e6}, r"sigma from .* to inf: expected two positive numbers that rise"),
+        ("ve", {"sigma_min": 200.0}, r"sigma from 200.0 to 100.0: expected two positive numbers"),
         ("adm-edm", {"channel_mult": [2, 2]}, r"channel_mult\[0\]=2, expected 1, has no equal"),
         ("adm-edm", {"model_channels": 96}, r"widths \[96, 192\], expected multiples of 32 from"),
         ("adm-edm", {"model_channels": 160}, r"expected multiples of 64 where there is attention"),

@@ -4,7 +4,14 @@ import json
 
 import pytest
 import torch
-from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, EDMEulerScheduler
+from diffusers import (
+    DDIMPipeline,
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    EDMEulerScheduler,
+    ScoreSdeVeScheduler,
+)
 from safetensors.torch import load_file, save_file
 
 from instil.errors import InstilError
@@ -100,6 +107,8 @@ def drop(folder, name):
             "EDMEulerScheduler with prediction type 'v_prediction' is not supported",
         ),
         (truncate, "weights cannot be loaded"),
+        (lambda f: edit(f / "unet/config.json", sample_size="8x8"), "sample_size '8x8': expected"),
+        (lambda f: edit(f / "unet/config.json", sample_size=[8, -8]), "expected a height and a"),
         (lambda f: (f / "unet/diffusion_pytorch_model.safetensors").unlink(), "cannot be loaded"),
     ],
 )
@@ -108,6 +117,53 @@ def test_what_is_not_understood_is_refused_by_name(unet, tmp_path, damage, messa
     damage(tmp_path)
     with pytest.raises(InstilError, match=message):
         load(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "changes", "message"),
+    [
+        (EDMEulerScheduler, {"sigma_data": ...}, "its scheduler names no 'sigma_data'"),
+        (EDMEulerScheduler, {"sigma_data": "x"}, "its scheduler holds values of another kind"),
+        (EDMEulerScheduler, {"sigma_data": 0.0}, "sigma_data 0.0: expected a positive number"),
+        (EDMEulerScheduler, {"sigma_min": 0.0}, "sigma from 0.0 to 80.0: expected two positive"),
+        (EDMEulerScheduler, {"sigma_max": 0.001}, "sigma from 0.002 to 0.001"),
+        (DDPMScheduler, {"beta_start": "x"}, "its scheduler holds values of another kind"),
+        (DDPMScheduler, {"trained_betas": "x"}, "its scheduler holds values of another kind"),
+        (DDPMScheduler, {"num_train_timesteps": "x"}, "its scheduler holds values of another"),
+        (DDPMScheduler, {"num_train_timesteps": 1}, "noise levels do not rise"),
+        (DDPMScheduler, {"num_train_timesteps": 0}, "noise levels do not rise"),
+        (DDPMScheduler, {"num_train_timesteps": 10**9}, "more than 100,000 times"),
+        (DDPMScheduler, {"beta_schedule": "mine"}, "mine is not implemented"),
+        (ScoreSdeVeScheduler, {}, r"ScoreSdeVeScheduler .* is not supported"),
+    ],
+)
+def test_schedules_that_make_no_sense(unet, tmp_path, scheduler, changes, message):
+    unet().save_pretrained(tmp_path)
+    scheduler().save_pretrained(tmp_path)
+    file = tmp_path / "scheduler_config.json"
+    content = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps({k: v for k, v in content.items() if v is not ...}))
+    with pytest.raises(InstilError, match=message) as caught:
+        load(str(tmp_path))
+    assert str(caught.value).startswith(f"{tmp_path}: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("card", "licence"),
+    [
+        (b"---\nlicense: mit\n---\n# A model", "mit"),
+        (b"# A model", "unknown"),
+        (b"---\nlicense: [a, b]\n---\n", "unknown"),
+        (b"---\nlicense: [\n---\n", "unknown"),
+        (b"---\nmit\n---\n", "unknown"),
+        (b"---\nlicense: \xff\n---\n", "unknown"),
+    ],
+)
+def test_the_licence_is_the_cards(unet, tmp_path, card, licence):
+    DDPMPipeline(unet(), DDPMScheduler()).save_pretrained(tmp_path)
+    (tmp_path / "README.md").write_bytes(card)
+    assert load(str(tmp_path)).card.licence == licence
 
 
 @pytest.mark.parametrize("source", ["nothing", "a/b/c", "no-such-user/no-such-model"])
