@@ -1,14 +1,14 @@
 """The oldest and the newest versions that setup.cfg admits: the tests, and the wheel by itself.
 
-    python -m benchmarks.reliability.matrix [--ends oldest,newest] [--slow] [--json PATH]
+    python -m benchmarks.reliability.matrix [--ends oldest,newest] [--slow] [--folder DIR]
 
 Each end has a clone of what is committed and two environments. In the first the clone is installed
 with its extra `dev`, tested, and made into a wheel. In the second there is the wheel alone, with
 what it requires, and commands are typed in an empty folder. What the oldest end holds back are the
 lower bounds of setup.cfg, as exact versions; the newest end is what pip makes of the ranges today.
 
-Environments are made in the temporary folder, which TMPDIR moves, and deleted. An end takes 12 GB
-with the libraries of CUDA.
+Environments are made in the temporary folder, which TMPDIR moves, and deleted; `--folder` keeps the
+first, and takes what is there up to date. An end takes 12 GB with the libraries of CUDA.
 """
 
 import argparse
@@ -35,6 +35,7 @@ ENDS = ("oldest", "newest")
 OPTIONS: dict[str, dict[str, Any]] = {
     "--ends": {"default": ",".join(ENDS), "help": "some of them, with commas [%(default)s]"},
     "--slow": {"action": "store_true", "help": "run the slow tests too"},
+    "--folder": {"type": Path, "help": "keep the environments of the tests there, or use them"},
 }
 VERSIONS = ("torch", "diffusers", "accelerate", "torch-fidelity")
 COMMANDS = (
@@ -70,11 +71,12 @@ class Environment:
     """A virtual environment of this Python.
 
     Args:
-        folder: Where it is made.
+        folder: Where it is, or is made.
         constraints: A file of versions that pip keeps to.
     """
 
     def __init__(self, folder: Path, constraints: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
         words = [sys.executable, "-m", "venv", folder]
         subprocess.run(words, check=True)  # noqa: S603, our own words
         self.folder, self.constraints = folder, constraints
@@ -101,7 +103,8 @@ class Environment:
 
     def install(self, *what: str | Path) -> None:
         """Install with pip."""
-        words = ("-m", "pip", "install", "--quiet", "--constraint", self.constraints, *what)
+        options = ("--quiet", "--upgrade", "--upgrade-strategy", "eager")
+        words = ("-m", "pip", "install", *options, "--constraint", self.constraints, *what)
         self.python(*words, cwd=self.folder)
 
     def versions(self) -> dict[str, str]:
@@ -111,14 +114,21 @@ class Environment:
         return {each["name"].lower().replace("_", "-"): each["version"] for each in packages}
 
 
-def tried(end: str, slow: bool, folder: Path) -> dict[str, Any]:
-    """Install, test, build and use one end of the ranges in an empty folder."""
+def tried(end: str, slow: bool, folder: Path, environment: Path) -> dict[str, Any]:
+    """Install, test, build and use one end of the ranges.
+
+    Args:
+        end: One of `ENDS`.
+        slow: Whether the slow tests run.
+        folder: An empty one.
+        environment: That of the tests.
+    """
     checkout, empty, constraints = folder / "checkout", folder / "empty", folder / "constraints.txt"
     empty.mkdir()
     constraints.write_text("\n".join(lower_bounds(ROOT / "setup.cfg") if end == "oldest" else ()))
     clone = ["git", "clone", "--quiet", ROOT, checkout]
     subprocess.run(clone, check=True)  # noqa: S603, our own words
-    development = Environment(folder / "development", constraints)
+    development = Environment(environment, constraints)
     development.install("--editable", f"{checkout}[dev]")
     versions = development.versions()
     note(f"{end}: installed, torch {versions['torch']}; the tests run")
@@ -162,7 +172,8 @@ def run(arguments: argparse.Namespace) -> tuple[Rows, dict[str, Any]]:
     found = {}
     for end in ends:
         with tempfile.TemporaryDirectory() as name:
-            found[end] = tried(end, arguments.slow, Path(name))
+            kept = arguments.folder.resolve() if arguments.folder else Path(name) / "tests"
+            found[end] = tried(end, arguments.slow, Path(name), kept / end)
     return list(_rows(found)), {"ends": found, "slow": arguments.slow}
 
 
