@@ -114,43 +114,46 @@ class Environment:
         return {each["name"].lower().replace("_", "-"): each["version"] for each in packages}
 
 
-def tried(end: str, slow: bool, folder: Path, environment: Path) -> dict[str, Any]:
-    """Install, test, build and use one end of the ranges.
+def tested(environment: Environment, checkout: Path, slow: bool) -> dict[str, Any]:
+    """Install a checkout with its extra `dev`, and run its tests."""
+    environment.install("--editable", f"{checkout}[dev]")
+    chosen = () if slow else ("-m", "not slow")
+    output = environment.python("-m", "pytest", "-q", "-rfE", *chosen, cwd=checkout, check=False)[1]
+    failures = re.findall(r"^(?:FAILED|ERROR) .*", output, re.M)
+    note("\n".join([output.splitlines()[-1], *failures]))
+    return {"tests": counts(output), "failures": failures, "versions": environment.versions()}
+
+
+def used(environment: Environment, wheel: Path, empty: Path) -> dict[str, Any]:
+    """Install a wheel, and type commands in an empty folder."""
+    environment.install(wheel)
+    ended = {}
+    for words in COMMANDS:
+        ended[words], said = environment.python("-m", *words.split(), cwd=empty, check=False)
+        note(f"python -m {words}: {ended[words]}" + f"\n{said}" * bool(ended[words]))
+    return {"commands": ended, "versions_of_the_wheel": environment.versions()}
+
+
+def tried(end: str, slow: bool, folder: Path, kept: Path) -> dict[str, Any]:
+    """Test and use one end of the ranges.
 
     Args:
         end: One of `ENDS`.
         slow: Whether the slow tests run.
         folder: An empty one.
-        environment: That of the tests.
+        kept: The environment of the tests.
     """
     checkout, empty, constraints = folder / "checkout", folder / "empty", folder / "constraints.txt"
     empty.mkdir()
     constraints.write_text("\n".join(lower_bounds(ROOT / "setup.cfg") if end == "oldest" else ()))
     clone = ["git", "clone", "--quiet", ROOT, checkout]
     subprocess.run(clone, check=True)  # noqa: S603, our own words
-    development = Environment(environment, constraints)
-    development.install("--editable", f"{checkout}[dev]")
-    versions = development.versions()
-    note(f"{end}: installed, torch {versions['torch']}; the tests run")
-    chosen = () if slow else ("-m", "not slow")
-    output = development.python("-m", "pytest", "-q", "-rfE", *chosen, cwd=checkout, check=False)[1]
-    failures = re.findall(r"^(?:FAILED|ERROR) .*", output, re.M)
-    note("\n".join([f"{end}: {output.splitlines()[-1]}", *failures]))
+    development = Environment(kept, constraints)
+    found = tested(development, checkout, slow)
     build = ("-m", "build", "--wheel", "--no-isolation", "--outdir", folder)
     development.python(*build, cwd=checkout)
-    alone = Environment(folder / "alone", constraints)
-    alone.install(*folder.glob("*.whl"))
-    ended = {}
-    for words in COMMANDS:
-        ended[words], said = alone.python("-m", *words.split(), cwd=empty, check=False)
-        note(f"{end}: python -m {words}: {ended[words]}" + f"\n{said}" * bool(ended[words]))
-    return {
-        "tests": counts(output),
-        "failures": failures,
-        "commands": ended,
-        "versions": versions,
-        "versions_of_the_wheel": alone.versions(),
-    }
+    (wheel,) = folder.glob("*.whl")
+    return found | used(Environment(folder / "alone", constraints), wheel, empty)
 
 
 def _rows(found: dict[str, dict[str, Any]]) -> Iterator[dict[str, str]]:
@@ -172,6 +175,7 @@ def run(arguments: argparse.Namespace) -> tuple[Rows, dict[str, Any]]:
     found = {}
     for end in ends:
         with tempfile.TemporaryDirectory() as name:
+            note(f"{end} versions")
             kept = arguments.folder.resolve() if arguments.folder else Path(name) / "tests"
             found[end] = tried(end, arguments.slow, Path(name), kept / end)
     return list(_rows(found)), {"ends": found, "slow": arguments.slow}
