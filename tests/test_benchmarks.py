@@ -12,6 +12,7 @@ from benchmarks import disjoint, ring
 from benchmarks.authors_loop import AuthorsLoop
 from benchmarks.convergence import reached
 from benchmarks.harness import paired
+from benchmarks.reliability.matrix import counts, lower_bounds
 from benchmarks.reliability.traces import differences, phase
 from distill.__main__ import RECIPES
 from distill.divergences import IKL
@@ -166,3 +167,29 @@ def test_the_driver_of_kills_sees_what_is_not_whole_and_where_a_run_was(tmp_path
     faults = differences(run, reference)
     for folder, message in ((one, "not the weights"), (two, "not a whole"), (three, "is missing")):
         assert any(str(folder) in fault and message in fault for fault in faults)
+
+
+def test_the_oldest_versions_are_the_lower_bounds(tmp_path):
+    """An exact version is its own lower bound; upper bounds and other extras do not count."""
+    (tmp_path / "setup.cfg").write_text("""
+[options]
+install_requires =
+    # why
+    torch >= 2.11, < 3
+    torchvision
+    torch-fidelity == 0.4.0
+[options.extras_require]
+tensorboard =
+    tensorboard >= 2.19
+dev =
+    ruff == 0.17.*
+    numpy < 3, >= 2
+""")
+    bounds = ["numpy==2", "ruff==0.17.*", "torch-fidelity==0.4.0", "torch==2.11"]
+    assert lower_bounds(tmp_path / "setup.cfg") == bounds
+
+
+def test_pytests_last_line_is_counted():
+    said = "FAILED a - 7 passed\n2 failed, 30 passed, 4 skipped, 9 deselected, 1 error in 3.21s"
+    assert counts(said) == {"passed": 30, "failed": 3, "skipped": 4}
+    assert counts("1 passed, 2 errors in 0.10s")["failed"] == 2
