@@ -105,13 +105,15 @@ def within(recipe: Recipe, processes: int, rehearsal: Rehearsal | None = None) -
     rehearsal = rehearsal or Rehearsal(recipe)
     images = micro_batch(_split(recipe, 1), processes)
     limit = _bytes(recipe.train.memory)
-    parts = [number for number in range(1, images + 1) if images % number == 0]
+    parts = [number for number in range(2, images + 1) if images % number == 0]
 
     def needed(number: int) -> int:
         split = _split(recipe, number)
         found = _parts(split, processes, rehearsal, micro_batch(split, processes))
         return sum(found.values())
 
+    if needed(1) <= limit:  # alone it may need less than two, which keep gradients
+        return _split(recipe, 1)
     if (least := needed(images)) > limit:
         raise InstilError(
             f"train.memory: {recipe.train.memory} is less than the {_words(least)} that one image "

@@ -1,7 +1,7 @@
 """Bytes of an update, counted on tensors that have a shape and no values.
 
 One update of the real loop runs under torch's fake tensors: every operation allocates what it would
-allocate and computes nothing, so that a network of twelve billion parameters takes seconds and no
+allocate and computes nothing, so that a network of billions of parameters takes a minute and no
 memory. What kernels need inside, what an allocator wastes between tensors and what a driver keeps
 for itself are not seen.
 """

@@ -61,7 +61,9 @@ class Watch:
         self.instructor_pixels = self._pixels(self.instructor_sampler)
         records = on_main(this.monitor.records)  # of a run that is resumed
         self.seen = {(record["step"], key) for record in records for key in record}
-        self.best = Best(this.folder / "best", records)
+        kept = this.folder / "best"  # not there before a run is asked to be patient
+        followed = records if recipe.evaluation.patience and kept.is_dir() else ()
+        self.best = Best(kept, followed)
 
     def look(self, step: int) -> None:
         """Measure and draw when it is time to, except what was done before a resume."""

@@ -252,6 +252,17 @@ def test_a_run_that_had_stalled_is_not_trained_on_when_resumed(on_tiny, tmp_path
     assert numbers(run) == before
 
 
+def test_patience_may_begin_and_end_with_a_resume(on_tiny, tmp_path):
+    words = [*on_tiny, *MEASURED, "evaluation.every=1"]
+    assert main(words) == 0
+    run = tmp_path / "runs" / "digits"
+    assert main([*words, "--resume", "train.steps=5", "evaluation.patience=2"]) == 0
+    assert numbers(run)[-1]["step"] == 5  # measurements from before are none that were waited for
+    assert main([*words, "--resume", "train.steps=6"]) == 0
+    report = json.loads((run / "report.json").read_text())
+    assert report["student"]["step"] == 6  # and a best that was followed no longer is not shipped
+
+
 def test_a_kill_while_old_checkpoints_go_leaves_no_half_of_one(tmp_path, monkeypatch):
     module = nn.Linear(2, 2)
     for step in (1, 2):

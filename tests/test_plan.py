@@ -127,6 +127,22 @@ def test_the_fewest_micro_batches_that_fit(recipe):
         within(given("1 MB"), 1)
 
 
+class Heavy:
+    """Weights of 100 MB, gradients of 30 that a single micro-batch drops, 1 MB for each image."""
+
+    def update(self, images, first):
+        return {"all": 10**6 * (100 + 30 * (not first) + images)}
+
+
+@pytest.mark.parametrize(
+    ("batch", "memory", "number"), [(16, 116, 1), (64, 163, 2), (64, 138, 8), (64, 131, 64)]
+)
+def test_one_micro_batch_may_need_less_than_two(batch, memory, number):
+    words = [f"train.batch={batch}", f"train.memory={memory} MB"]
+    recipe = load_recipe(Recipe, "digits", words, RECIPES)
+    assert within(recipe, 1, Heavy()).train.accumulation == number
+
+
 def test_a_run_divides_its_batch_by_itself(recipe, tmp_path):
     wanted = recipe("unconditional", output=str(tmp_path))
     words = [f"instructor={wanted.instructor}", "name=x", f"output={tmp_path}", "train.steps=1"]

@@ -9,7 +9,6 @@ updates per second of the processor, so that other work on the machine does not 
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -24,7 +23,8 @@ import numpy as np
 import psutil
 
 from benchmarks.harness import Rows, command
-from instil.report import METRICS, note
+from benchmarks.reliability.traces import records
+from instil.report import note
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "--minutes": {"type": float, "default": 60.0, "help": "[%(default)s]"},
@@ -77,9 +77,7 @@ def _look(parent: int, processes: int, folder: Path) -> dict[str, Any]:
         resident.append(worker.memory_info().rss)
         used.append(times.user + times.system)
     run = folder / "long"
-    metrics = run / METRICS
-    lines = metrics.read_text().splitlines() if metrics.exists() else []
-    step = max((json.loads(line)["step"] for line in lines), default=0)
+    step = max((record["step"] for record in records(run)), default=0)
     saved = [*(run / "checkpoints").glob("step-*")] if run.exists() else []
     return {"resident": resident, "used": sum(used), "step": step, "checkpoints": len(saved)}
 

@@ -32,8 +32,7 @@ def phase(run: Path, recipe: Recipe) -> str:
         return "after the end" if (run / "student").exists() else "export"
     step = checkpoint.read_meta(saved[-1])["step"]
     last = step == recipe.train.steps
-    records = _records(run)
-    looks = {(record["step"], key) for record in records for key in record}
+    looks = {(record["step"], key) for record in records(run) for key in record}
     measured = not _due(step, recipe.evaluation.every, last) or (step, "fd") in looks
     drawn = not _due(step, recipe.pictures_every, last) or (step, "gauges") in looks
     if not (measured and drawn):
@@ -45,13 +44,13 @@ def fingerprint(run: Path) -> dict[str, str]:
     """Hashes of all that a finished run ships and goes on from, and of its numbers but times."""
     last = checkpoint.find(run / "checkpoints")[-1]
     found = weights(last) | weights(run / "student") | weights(run / "best")
-    records = [
+    numbers = [
         {key: value for key, value in record.items() if key != "images_per_second"}
-        for record in _records(run)
+        for record in records(run)
     ]
     report = json.loads((run / "report.json").read_text())
     figures = [report[who][key] for who in ("instructor", "student") for key in ("fd", "nfe")]
-    return found | {METRICS: _digest(records), "report.json": _digest(figures)}
+    return found | {METRICS: _digest(numbers), "report.json": _digest(figures)}
 
 
 def weights(folder: Path) -> dict[str, str]:
@@ -90,10 +89,11 @@ def _due(step: int, every: int | None, last: bool) -> bool:
     return every is not None and (step % every == 0 or last)
 
 
-def _records(run: Path) -> list[dict[str, Any]]:
+def records(run: Path) -> list[dict[str, Any]]:
+    """What `metrics.jsonl` holds, but for a last line that a kill, or a look meanwhile, cuts."""
     text = (run / METRICS).read_text() if (run / METRICS).exists() else ""
     lines = text.splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]  # a kill may cut the last
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def _digest(content: Any) -> str:
