@@ -43,8 +43,9 @@ class AuthorsLoop:
 
     def update(self) -> None:
         """One student update."""
-        draws = Draws.of_range(0, self.step, 0, self.batch)
-        condition = self.prior.draw(draws)
+        device = next(self.instructor.parameters()).device
+        draws = Draws.of_range(0, self.step, 0, self.batch, device)
+        condition = self.prior.to(device).draw(draws)
         with torch.no_grad():
             sample = self.student((draws.normal("latent-0", self.student.shape),), condition)
         noisy, sigma = self._noised(sample, draws, "0")

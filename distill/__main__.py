@@ -91,9 +91,8 @@ def _dry_run(recipe: Recipe, arguments: argparse.Namespace) -> int:
         if value is not None and not value > 0:
             raise InstilError(f"--{option} {value:g}: expected more than 0")
     accelerator = accelerator_for(recipe.train.precision, (), recipe.output)
-    train = recipe.train.replace(precision=accelerator.mixed_precision)
     facts = plan(
-        recipe.replace(train=train.model_dump(mode="json")),
+        recipe.replace(train=recipe.train.replace(precision=accelerator.mixed_precision)),
         arguments.processes or accelerator.num_processes,
         arguments.speed,
         arguments.images,

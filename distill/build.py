@@ -13,8 +13,8 @@ from instil.errors import InstilError
 from instructors.denoiser import Denoiser
 from instructors.load import Instructor
 from instructors.prepare import prepare
+from students.check import check
 from students.few_step import FewStep
-from students.load import check
 from students.load import load as load_student
 from students.one_step import OneStep
 from students.student import Student

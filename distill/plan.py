@@ -149,8 +149,7 @@ def _parts(recipe: Recipe, processes: int, rehearsal: Rehearsal, images: int) ->
 
 
 def _split(recipe: Recipe, number: int) -> Recipe:
-    changed = recipe.train.replace(accumulation=number)
-    return recipe.replace(train=changed.model_dump(mode="json"))
+    return recipe.replace(train=recipe.train.replace(accumulation=number))
 
 
 def _numbers(tensors: Iterable[Tensor]) -> str:

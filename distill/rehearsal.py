@@ -19,7 +19,6 @@ from distill.build import networks, prepared
 from distill.recipe import Recipe
 from distill.trainer import State, train
 from instil.alive import REST, Alive
-from instil.config import Config
 from instil.optimizer import trained
 
 CPU = torch.device("cpu")
@@ -52,10 +51,10 @@ class Rehearsal:
             drop_values(module, self.mode, known)
         # Left out: what changes no bytes, and the fake score's further updates, which need fewer.
         self.recipe = recipe.replace(
-            train=_changed(recipe.train, compile=False, channels_last=False),
-            optimizer=_changed(recipe.optimizer, bits=32),
-            fake=_changed(
-                recipe.fake, updates=1, warmup=0, optimizer=_changed(recipe.fake.optimizer, bits=32)
+            train=recipe.train.replace(compile=False, channels_last=False),
+            optimizer=recipe.optimizer.replace(bits=32),
+            fake=recipe.fake.replace(
+                updates=1, warmup=0, optimizer=recipe.fake.optimizer.replace(bits=32)
             ),
         )
         with warnings.catch_warnings():  # to copy a tensor, torch asks where its values lie
@@ -69,6 +68,7 @@ class Rehearsal:
             for parameter in trained(module)
             if adam.bits == 8
         )
+        self._found: dict[tuple[int, bool], dict[str, int]] = {}
 
     def update(self, images: int, first: bool) -> dict[str, int]:
         """Bytes of each of `PARTS` at the moment of an update when most are alive.
@@ -77,8 +77,13 @@ class Rehearsal:
             images: Of a micro-batch.
             first: Whether it is the only one; after others, their gradients are there.
         """
+        if (images, first) not in self._found:
+            self._found[images, first] = self._update(images, first)
+        return dict(self._found[images, first])
+
+    def _update(self, images: int, first: bool) -> dict[str, int]:
         state, recipe, alive = self.state, self.recipe, Alive()
-        method = recipe.replace(train=_changed(recipe.train, batch=images, accumulation=1))
+        method = recipe.replace(train=recipe.train.replace(batch=images, accumulation=1))
         alone = _alone(recipe.train.precision == "bf16")
         state.step = 0
 
@@ -101,7 +106,8 @@ class Rehearsal:
                     hooks.append(parameter.register_post_accumulate_grad_hook(accumulated))
                     parameter.grad = torch.empty_like(parameter)
                     accumulated(parameter)
-                optimizer.step()  # makes the moments
+                if not optimizer.state:
+                    optimizer.step()  # makes the moments
                 for moments in optimizer.state.values():
                     alive.name("moments", moments.values())
                 if first:
@@ -145,10 +151,6 @@ def drop_values(module: nn.Module, mode: FakeTensorMode, known: dict[Tensor, Any
                         blank = nn.Parameter(blank, tensor.requires_grad)
                     known[tensor] = blank
                 tensors[name] = known[tensor]
-
-
-def _changed(section: Config, **changes: Any) -> dict[str, Any]:
-    return section.model_dump(mode="json") | changes
 
 
 def _alone(half: bool) -> Any:

@@ -34,8 +34,7 @@ def session(recipe: Recipe, resume: str | None = None) -> dict[str, Any]:
     """
     accelerator = run.accelerator_for(recipe.train.precision, recipe.trackers, recipe.output)
     device, main = accelerator.device, accelerator.is_main_process
-    resolved = recipe.train.replace(precision=accelerator.mixed_precision)
-    recipe = recipe.replace(train=resolved.model_dump(mode="json"))
+    recipe = recipe.replace(train=recipe.train.replace(precision=accelerator.mixed_precision))
     recipe = on_main(lambda: within(recipe, accelerator.num_processes))
     micro_batch(recipe, accelerator.num_processes)
     instructor = prepared(recipe, device)

@@ -61,7 +61,7 @@ class State:
 
     def modules(self) -> dict[str, nn.Module]:
         """What a checkpoint holds, by file name."""
-        averages = {f"average-{a.halflife_images:g}": a.module for a in self.averages}
+        averages = {f"average-{each.name}": each.module for each in self.averages}
         return {"student": self.student, "fake": self.fake, **averages}
 
     def optimizers(self) -> dict[str, Optimizer]:
@@ -165,15 +165,14 @@ class _Loop:
 
     def warm(self, number: int) -> None:
         """Update `number` of the fake score's warm-up: samples of the student as it starts."""
-        count, levels = self.method.train.accumulation, self.method.fake.levels
+        count = self.method.train.accumulation
         for part in range(count):
             draws = self._draws(part, step=-1 - number)
             condition = self.prior.draw(draws)
             with torch.no_grad(), self.accelerator.autocast():
                 sample = self.state.student(self.state.student.prior(draws), condition)
             with self._no_sync(part < count - 1):
-                batch = _Batch(draws, sample, condition)
-                self._fake_pass(batch, levels or self.method.levels, "warmup")
+                self._fake_pass(_Batch(draws, sample, condition), "warmup")
         self._update_fake(number - self.method.fake.warmup)
 
     def update(self) -> Report:
@@ -191,7 +190,7 @@ class _Loop:
         for again in range(1, method.fake.updates):
             for number, batch in enumerate(batches):
                 with self._no_sync(number < count - 1):
-                    self._fake_pass(batch, method.fake.levels or method.levels, f"fake-{again}")
+                    self._fake_pass(batch, f"fake-{again}")
             fake_norm = torch.maximum(fake_norm, self._update_fake(step))
         state.step += 1
         for average in state.averages:
@@ -217,21 +216,26 @@ class _Loop:
                     fake_denoised = self.judge(noisy, sigma, condition)
             with torch.set_grad_enabled(divergence.jacobian):
                 instructor_denoised = self.instructor(noisy, sigma, condition)
-        loss, gradient = _gradient(divergence, leaf, sigma, instructor_denoised, fake_denoised)
+        # A shared forward of the fake is walked back through again for its own gradient.
+        again = method.fake.shared and divergence.jacobian
+        loss, gradient = _gradient(
+            divergence, leaf, sigma, instructor_denoised, fake_denoised, again
+        )
         if method.fake.shared:
             fake_loss = self._fake_backward(fake_denoised, batch.sample, sigma)
         else:
-            fake_loss = self._fake_pass(batch, method.fake.levels or method.levels, "fake-0")
+            fake_loss = self._fake_pass(batch, "fake-0")
         scale = len(sample) * method.train.accumulation
         self.accelerator.backward(sample, gradient=gradient / scale)
         return batch, (loss.mean(), fake_loss)
 
-    def _fake_pass(self, batch: _Batch, levels: Levels, stream: str) -> Tensor:
-        """Denoise the samples under noise of their own."""
+    def _fake_pass(self, batch: _Batch, stream: str) -> Tensor:
+        """Denoise the samples under noise of their own; returns the mean loss."""
+        recipe, condition = self.method.fake, batch.condition
+        levels = recipe.levels or self.method.levels
         noisy, sigma = self._noised(batch.sample, batch.draws, levels, stream)
-        condition = batch.condition
-        if self.method.fake.guidance != 1:
-            dropped = batch.draws.uniform(f"{stream}-drop") < self.method.fake.drop
+        if recipe.guidance != 1:
+            dropped = batch.draws.uniform(f"{stream}-drop") < recipe.drop
             condition = condition.where(~dropped, self.state.fake.null(len(sigma)))
         with self.accelerator.autocast():
             denoised = self.fake(noisy, sigma, condition)
@@ -309,12 +313,16 @@ def _arrange(module: nn.Module, method: Method) -> None:
 
 
 def _gradient(
-    divergence: Divergence, leaf: Tensor, sigma: Tensor, instructor: Tensor, fake: Tensor
+    divergence: Divergence,
+    leaf: Tensor,
+    sigma: Tensor,
+    instructor: Tensor,
+    fake: Tensor,
+    keep: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Loss per sample (B,) and its gradient at the samples (B, *shape)."""
+    """Loss per sample (B,) and its gradient at the samples (B, *shape); may keep the graph."""
     if not divergence.jacobian:
         leaf, fake = leaf.clone().requires_grad_(), fake.detach()
     loss = divergence(leaf, sigma, instructor, fake)
-    # The graph stays: the shared fake forward is walked again for the fake's own gradient.
-    (gradient,) = torch.autograd.grad(loss.sum(), leaf, retain_graph=divergence.jacobian)
+    (gradient,) = torch.autograd.grad(loss.sum(), leaf, retain_graph=keep)
     return loss.detach(), gradient

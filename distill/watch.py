@@ -70,12 +70,12 @@ class Watch:
         if self.yardstick and measures:
             distances = self._quick(self.yardstick)
             if self.recipe.evaluation.patience:
-                self.best.offer(step, distances, self._averages())
+                averages = {each.name: each.module for each in self.state.averages}
+                self.best.offer(step, distances, averages)
             self.run.monitor.write({"step": step, "fd": distances})  # last: now it is done
         draws = step % self.recipe.pictures_every == 0 or last
         if draws and (step, "gauges") not in self.seen:  # likewise the last that is written
-            best = self.state.averages[0].on(self.device)
-            pixels = self._pixels(self._sampler(best))
+            pixels = self._pixels(self._sampler(self.state.averages[0].on(self.device)))
             self._picture(pixels, self.run.folder / "samples" / f"step-{step:08d}.png")
             on_main(lambda: self._monitor(step, pixels))
 
@@ -145,7 +145,7 @@ class Watch:
 
     def _choose(self) -> tuple[str, Student]:
         """The average with the least quick distance, and its name; the longest if none is known."""
-        averages = {f"{a.halflife_images:g}": a for a in self.state.averages}
+        averages = {each.name: each for each in self.state.averages}
         name = list(averages)[-1]
         if self.yardstick and self.best.name:
             name = self.best.name
@@ -158,13 +158,10 @@ class Watch:
     def _chosen_step(self) -> int:
         return self.best.step if self.best.name else self.state.step
 
-    def _averages(self) -> dict[str, Any]:
-        return {f"{a.halflife_images:g}": a.module for a in self.state.averages}
-
     def _quick(self, yardstick: Yardstick) -> dict[str, float]:
         return {
-            f"{average.halflife_images:g}": yardstick.quick(self._sampler(average.on(self.device)))
-            for average in self.state.averages
+            each.name: yardstick.quick(self._sampler(each.on(self.device)))
+            for each in self.state.averages
         }
 
     def _sampler(self, student: Student) -> Sampler:

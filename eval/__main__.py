@@ -7,6 +7,7 @@ import sys
 
 from eval.commands import clip, extractor, fid, horizon, latents, preflight, transfer, vae_bound
 from instil.errors import InstilError, command
+from instil.outputs import check_output
 
 COMMANDS = (fid, extractor, clip, latents, horizon, vae_bound, transfer, preflight)
 
@@ -23,6 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments.command_line = f"python -m eval {shlex.join(words)}"
     if arguments.command != "fid" and os.environ.get("WORLD_SIZE", "1") != "1":
         raise InstilError(f"{arguments.command}: only fid is shared by processes; start one")
+    check_output("--json", arguments.json)
     rows, facts = arguments.run(arguments)
     from instil.processes import is_main
     from instil.report import show, write_json

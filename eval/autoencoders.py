@@ -26,7 +26,7 @@ from instil.data import floats
 from instil.draws import Draws
 from instil.errors import InstilError
 from instil.report import track
-from instructors.codec import Autoencoder as Codec
+from instructors import codec
 from instructors.denoiser import Denoiser
 from instructors.load import read_autoencoder
 
@@ -49,7 +49,7 @@ KINDS = ("AutoencoderKL", "AutoencoderTiny")
 
 def load_codec(
     source: str, kinds: Sequence[str], shape: tuple[int, ...], device: torch.device
-) -> Codec:
+) -> codec.Autoencoder:
     """An autoencoder that diffusers saved, frozen.
 
     Args:
@@ -63,26 +63,26 @@ def load_codec(
             that shape back.
     """
     network = read_autoencoder(source, kinds)
-    codec = Codec(network).requires_grad_(False).eval().to(device)
+    found = codec.Autoencoder(network).requires_grad_(False).eval().to(device)
     channels = network.config.in_channels
     if channels != shape[0]:
         raise InstilError(
             f"{source}: takes images of {channels} channels, these have {shape[0]}; convert them"
         )
     with torch.no_grad():
-        latents = codec.encode(torch.zeros(1, *shape, device=device))
-        back = tuple(codec.decode(latents).shape[1:])
+        latents = found.encode(torch.zeros(1, *shape, device=device))
+        back = tuple(found.decode(latents).shape[1:])
     if back != shape:
         raise InstilError(
             f"{source}: gives images of the shape {back} back for {shape}; crop or resize them"
         )
-    return codec
+    return found
 
 
 def load_autoencoder(source: str, shape: tuple[int, ...], device: torch.device) -> Autoencoder:
     """As `load_codec`; a latent is the mean of its law."""
-    codec = load_codec(source, KINDS, shape, device)
-    return Autoencoder(codec.encode, codec.decode)
+    found = load_codec(source, KINDS, shape, device)
+    return Autoencoder(found.encode, found.decode)
 
 
 @torch.no_grad()

@@ -284,27 +284,11 @@ def contributions(gap: LossCurve, low: float | None = None, high: float | None =
     return gap.losses @ ((trapezoid @ hats) / gap.sigmas**2)
 
 
-def gaussian_gap(first: Mixture, second: Mixture, samples: Tensor, sigma: float) -> Tensor:
-    """Each sample's gap between two Gaussians' denoisers, integrated from sigma to infinity.
-
-    In closed form, with the noise averaged exactly: by identity (2) it is the expected log-density
-    of x + sigma n under the second less that under the first.
-
-    Args:
-        first: Of one component.
-        second: Likewise.
-        samples: (N, *shape).
-        sigma: Lower end of the integral.
-
-    Returns:
-        (N,) nats; positive where the second is the better model.
-    """
-    first_cost, second_cost = (cross_entropy(law, samples, [sigma]) for law in (first, second))
-    return (first_cost - second_cost)[:, 0]
-
-
 def cross_entropy(law: Mixture, samples: Tensor, sigmas: Sequence[float] | Tensor) -> Tensor:
     """Minus the log-density of x + sigma n under a Gaussian, averaged over n.
+
+    By identity (2), that of one Gaussian less that of another is the gap of their denoisers'
+    losses, integrated from sigma to infinity.
 
     Args:
         law: Of one component; its own noise is added to its variances.

@@ -207,7 +207,6 @@ def train(images: data.Images, held_out: data.Images, out: Path, seed: int = 0) 
         "held_out": held_out.source,
         "accuracy": round((guesses == held_out.labels).double().mean().item(), 4),
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.write_tensors(out, network.state_dict(), {"extractor": json.dumps(about)})
     return about
 

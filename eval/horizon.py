@@ -7,10 +7,10 @@ as a Gaussian, under noise T. Up to a constant that depends on neither T nor D (
                                         + integral from T to infinity of mse_v u^-3 du
     (2)  J(T) - J(e) = integral from e to T of (mse_D - mse_v) u^-3 du
 
-so the best T is where D's loss on samples it was not trained on stops beating the denoiser of the
+so J is least where D's loss on samples it was not trained on stops beating the denoiser of the
 reference, which is known in closed form. (1) adds identities (2) and (4) of `eval.curves`. One
 model serves every T. J is flat near its minimum: the number to use is the smallest T whose J is
-within a tolerance of it.
+within a tolerance of it. J is a bound: the T of its minimum need not be that of the divergence.
 
 The reference `gaussian` has the moments of the training samples; `zero` is an atom, so that v_T is
 N(0, T^2), the prior of variance-exploding models; `standard` is N(0, I), whose noisy version is,
@@ -220,7 +220,8 @@ class Horizon:
     Attributes:
         best: T_opt, where J is least; noise level in data units.
         sufficient: T_eps, the smallest T with J within `tolerance` of its minimum.
-        gain: J of the reference alone less the least J, nats per sample.
+        gain: J of the reference alone less the least J, nats per sample; not below 0. A model
+            whose gain is clear of 0 is worth distilling.
         crossings: Levels where the model's loss crosses the reference's, by levels where their
             difference is more than two standard errors.
         memorization_gap: Integral over all levels of the model's loss on samples it was not trained

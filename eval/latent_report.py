@@ -18,7 +18,7 @@ from eval.autoencoders import (
     reuse_sigma,
 )
 from eval.curves import Estimate, cross_entropy
-from eval.samples import check_samples, compare_scales, distinct, refuse_shared
+from eval.samples import check_samples, compare_scales, refuse_shared, some
 from instil.data import Images, floats
 from instil.draws import Draws
 from instil.errors import InstilError
@@ -62,9 +62,7 @@ class Domains:
         refuse_shared(source.pixels, target.pixels, source.source, target.source)
         facts, sets = {}, []
         for role, images in (("source", source), ("target", target)):
-            pixels = images.pixels[distinct(images.pixels)]
-            if len(pixels) < len(images):
-                note(f"{images.source}: {len(images) - len(pixels)} repeated images left out")
+            pixels = some(images, None, seed).pixels
             if len(pixels) < 6:
                 raise InstilError(
                     f"{images.source}: {len(pixels)} different images; expected 6 or more, since a "

@@ -51,12 +51,6 @@ def run_curves(records: Sequence[Mapping[str, Any]], report: Mapping[str, Any], 
     _save(figure, path)
 
 
-def _save(figure: Figure, path: Path) -> None:
-    """Write a PNG, or what the path's suffix says."""
-    with replacing(path) as partial:
-        figure.savefig(partial, dpi=110, format=path.suffix[1:] or "png")
-
-
 def latent_prices(facts: Mapping[str, Any], path: Path) -> None:
     """What every latent space costs over the noise level, and its size over the tolerance.
 
@@ -113,3 +107,9 @@ def horizon_curve(found: Horizon, path: Path) -> None:
     )
     axis.legend()
     _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """Write a PNG, or what the path's suffix says."""
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=110, format=path.suffix[1:] or "png")

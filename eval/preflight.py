@@ -10,7 +10,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from eval import card, latent_report, outlook, transfer_report
+from eval import card, horizon_report, latent_report, transfer_report
 from eval.autoencoders import load_autoencoder
 from eval.horizon import Horizon, horizon
 from eval.transfer_report import Answer, Question
@@ -57,8 +57,8 @@ def preflight(
         if source is not None:
             raise InstilError("--source: says nothing without --target; give both, or neither")
         note("latents and transfer: need images of one's own, --target; the horizon is looked at")
-        found = outlook.as_it_is(name, None, outlook.Question(seed=question.seed))
-        where, far, distil = network_folder(name), found.horizon, found.distil
+        found = horizon_report.as_it_is(name, None, horizon_report.Question(seed=question.seed))
+        where, far = network_folder(name), found.horizon
         verdict, chosen = found.verdict, name
         facts |= {"latents": None, "transfer": None, "horizon": found.facts()}
         rows = _horizon_rows(far, verdict)
@@ -70,9 +70,8 @@ def preflight(
         folder = out.with_name(f"{out.stem}-instructor")
         transfer_report.refit(instructor, answer, question, accelerator, folder, command)
         far = horizon(answer.losses[answer.comparison.best], TOLERANCE, question.seed)
-        distil = not far.collapsed and far.gain.clear
-        verdict = outlook.verdict(far, "gaussian")
-        seen = outlook.horizon_facts(far) | {"verdict": verdict, "distil": distil}
+        verdict = horizon_report.verdict(far, "gaussian")
+        seen = horizon_report.horizon_facts(far) | {"verdict": verdict}
         facts |= {"transfer": answer.facts(), "horizon": seen}
         rows += _transfer_rows(answer) + _horizon_rows(far, verdict)
         where, chosen = network_folder(str(folder)), folder.name
@@ -81,7 +80,7 @@ def preflight(
         "sha256": weights_hash(where),
         "T_eps": far.sufficient.value,
         "sigma_range": [instructor.denoiser.sigma_min, instructor.denoiser.sigma_max],
-        "distil": distil,
+        "distil": far.gain.clear,
     }
     facts["verdict"] = _verdict(facts, verdict)
     facts["protocol"] = f"{name} before a distillation, on {target or 'its own samples'}"

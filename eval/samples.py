@@ -6,8 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from instil import data
-from instil.data import floats
+from instil.data import Images, floats
 from instil.draws import Draws
 from instil.errors import InstilError
 from instil.report import note
@@ -55,11 +54,11 @@ def distinct(samples: Tensor) -> Tensor:
     return torch.tensor(list(first.values()))
 
 
-def some(images: data.Images, most: int | None, seed: int) -> data.Images:
+def some(images: Images, most: int | None, seed: int) -> Images:
     """At most so many of the images, at random, each once."""
     rows = distinct(images.pixels)
     if len(rows) < len(images):
-        note(f"{images.source}: {len(images) - len(rows)} repeated images are left out")
+        note(f"{images.source}: {len(images) - len(rows)} repeated images left out")
     if most is not None and most < len(rows):
         order = Draws.of_range(seed, 0, 0, len(rows)).uniform("subset").argsort()
         rows = rows[order[:most].sort().values]

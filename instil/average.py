@@ -49,6 +49,11 @@ class Average(Generic[M]):
         self.halflife_images = halflife_images
         self.rampup = rampup
 
+    @property
+    def name(self) -> str:
+        """The half-life, as files and tables have it."""
+        return f"{self.halflife_images:g}"
+
     @torch.no_grad()
     def update(self, source: M, images_seen: int, batch: int) -> None:
         """Move towards the source after an update on `batch` images, `images_seen` in all."""

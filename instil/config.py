@@ -28,9 +28,15 @@ class Config(BaseModel):
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed, validated again.
 
+        Args:
+            changes: By field, plain values or sections such as this one.
+
         Raises:
             InstilError: A value does not fit.
         """
+        for key, value in changes.items():
+            if isinstance(value, Config):
+                changes[key] = value.model_dump(mode="json")
         return validate(type(self), self.model_dump(mode="json") | changes)
 
 

@@ -76,7 +76,7 @@ class Transfer(Training):
         if arm not in ("frozen", "lora"):
             return self
         rate = self.optimizer.replace(lr=self.light * self.optimizer.lr)
-        return self.replace(optimizer=rate.model_dump(mode="json"))
+        return self.replace(optimizer=rate)
 
 
 def embedding(name: str, parameter: nn.Parameter) -> bool:

@@ -1,6 +1,7 @@
 """Train, inspect, convert and sample generators."""
 
 import argparse
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -9,11 +10,13 @@ from typing import Any
 
 from instil.config import load_recipe, read_overrides, validate
 from instil.errors import InstilError, command
+from instil.outputs import check_output
 from instil.report import note, show, write_json
 from students.source import Source
 
 RECIPES = Path(__file__).parent / "recipes"
 BATCH = 250  # images drawn at once
+MOST = 1_000_000  # in one list of numbers
 
 
 @command
@@ -32,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     train.add_argument(
         "--resume", nargs="?", const="", metavar="DIR", help="continue the newest run, or this one"
     )
-    train.set_defaults(run=_train)
+    train.set_defaults(run=_train, json=None)
 
     inspect = commands.add_parser(
         "inspect", help="which tensors of a file fit a generator", allow_abbrev=False
@@ -59,8 +62,9 @@ def main(argv: list[str] | None = None) -> int:
 
     arguments = parser.parse_args(argv)
     arguments.words = argv if argv is not None else sys.argv[1:]
+    check_output("--json", arguments.json)
     facts = arguments.run(arguments)
-    if getattr(arguments, "json", None):
+    if arguments.json:
         write_json(arguments.json, facts)
     return 0
 
@@ -138,8 +142,12 @@ A StyleGAN2-ADA generator converted by `{command}`. Its licence is the original'
 def _sample(arguments: argparse.Namespace) -> dict[str, Any]:
     if not arguments.grid and not arguments.images:
         raise InstilError("sample: nothing to write; give --grid FILE.png or --images FILE.npz")
+    check_output("--grid", arguments.grid, ".png")
+    check_output("--images", arguments.images, ".npz")
     seeds = _numbers("--seeds", arguments.seeds)
     labels = None if arguments.labels is None else _numbers("--labels", arguments.labels)
+    if labels is not None and len(labels) != len(seeds):
+        raise InstilError(f"--labels: {len(labels)} of them for {len(seeds)} seeds; give as many")
     import numpy as np
     import torch
 
@@ -150,17 +158,12 @@ def _sample(arguments: argparse.Namespace) -> dict[str, Any]:
     student = load(_source(arguments))
     if len(student.shape) != 3 or student.shape[0] not in (1, 3):
         raise InstilError(f"{arguments.weights}: makes {student.shape}, which is no picture")
-    if labels is not None and len(labels) != len(seeds):
-        raise InstilError(f"--labels: {len(labels)} of them for {len(seeds)} seeds; give as many")
-    try:
-        images = torch.cat(
-            [
-                to_uint8(student.sample(seeds[k : k + BATCH], labels and labels[k : k + BATCH]))
-                for k in range(0, len(seeds), BATCH)
-            ]
-        )
-    except ValueError as error:
-        raise InstilError(f"--labels: {error}") from None
+    images = torch.cat(
+        [
+            to_uint8(student.sample(seeds[k : k + BATCH], labels and labels[k : k + BATCH]))
+            for k in range(0, len(seeds), BATCH)
+        ]
+    )
     if arguments.grid:
         columns, zoom = round(len(seeds) ** 0.5), max(1, 32 // student.shape[-1])
         save_picture([sheet(images, columns)], arguments.grid, zoom)
@@ -179,10 +182,13 @@ def _numbers(name: str, text: str) -> list[int]:
     """`0-3,7` as [0, 1, 2, 3, 7]."""
     numbers: list[int] = []
     for part in text.split(","):
-        first, dash, last = part.partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
+        ends = re.fullmatch(r"(\d{1,18})(?:-(\d{1,18}))?", part, re.ASCII)
+        if ends is None:
             raise InstilError(f"{name}: {text!r} is not of the form 0-63 or 3,5,7")
-        numbers += range(int(first), int(last or first) + 1)
+        first, last = int(ends[1]), int(ends[2] or ends[1])
+        if not 0 <= last - first < MOST - len(numbers):
+            raise InstilError(f"{name}: {part} must rise, over at most {MOST:,} numbers in all")
+        numbers += range(first, last + 1)
     return numbers
 
 

@@ -61,7 +61,7 @@ class GAN(Student, Pretrained):
         self.latent = tuple(latent)
         self.classes = _attribute(self.network, CLASSES) or 0 if classes is None else classes
         self.labels, self.range = labels, (range[0], range[1])
-        self.shape = self._probe(factory)
+        self.shape = self._probe()
 
     def prior(self, draws: Draws) -> Latent:
         return (draws.normal("latent", self.latent, next(self.parameters()).dtype),)
@@ -97,8 +97,9 @@ class GAN(Student, Pretrained):
         return super().from_pretrained(pretrained_model_name_or_path, factory=factory, **others)
 
     @torch.no_grad()
-    def _probe(self, factory: str) -> tuple[int, ...]:
+    def _probe(self) -> tuple[int, ...]:
         """The shape of one image, from two."""
+        factory = self.factory
         z = torch.zeros(2, *self.latent, dtype=next(self.parameters()).dtype)
         label = torch.zeros(2, dtype=torch.int64)
         if self.labels == "one_hot" and self.classes:

@@ -56,14 +56,13 @@ def match(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Match:
     )
 
 
-def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> Match:
+def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
     """Copy tensors into a module of exactly these parameters and buffers.
 
     Raises:
         InstilError: A name, shape or dtype differs, or a value is not finite; nothing was copied.
     """
-    expected = module.state_dict()
-    compare(source, tensors, expected)
+    compare(source, tensors, module.state_dict())
     broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
     if broken:
         more = f" and {len(broken) - 5} more" if len(broken) > 5 else ""
@@ -72,7 +71,6 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], source: str) 
             "take an earlier checkpoint"
         )
     module.load_state_dict(dict(tensors))
-    return match(tensors, expected)
 
 
 def build(make: Callable[[], M], tensors: Mapping[str, Tensor], source: str) -> M:

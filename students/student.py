@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from instil.draws import Draws
+from instil.errors import InstilError
 from instructors.denoiser import UNCONDITIONAL, Condition, class_labels
 
 Latent = tuple[Tensor, ...]
@@ -56,7 +57,7 @@ class Student(nn.Module, ABC):
             (len(seeds), *shape), in about [-1, 1], not clamped.
 
         Raises:
-            ValueError: Another number of labels, one that is no class, or labels without classes.
+            InstilError: Another number of labels, one that is no class, or labels without classes.
         """
         index = torch.tensor(seeds, device=next(self.parameters()).device)
         if labels is None:
@@ -67,7 +68,7 @@ class Student(nn.Module, ABC):
                 numbers.shape != index.shape
                 or not ((numbers >= 0) & (numbers < self.classes)).all()
             ):
-                raise ValueError(
+                raise InstilError(
                     f"labels: expected {len(index)} class numbers below {self.classes}"
                 )
             condition = Condition(label=numbers)

@@ -14,7 +14,7 @@ Source:
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import torch
 from pydantic import Field, PositiveFloat
@@ -30,8 +30,7 @@ from students.pretrained import Pretrained
 from students.student import Latent, Student, one_hot
 
 Architecture = Literal["skip", "resnet", "orig"]
-
-
+ARCHITECTURES: tuple[Architecture, ...] = get_args(Architecture)
 Count = Annotated[int, Field(ge=1, le=100_000)]
 
 
@@ -98,8 +97,9 @@ class StyleGAN2(Student, Pretrained):
         validate(Arguments, {name: given[name] for name in Arguments.model_fields})
         if resolution < 4 or resolution & (resolution - 1):
             raise InstilError(f"resolution: {resolution} is no power of two from 4 on")
-        if architecture not in ("skip", "resnet", "orig"):
-            raise InstilError(f"architecture: {architecture!r} is not one of skip, resnet, orig")
+        if architecture not in ARCHITECTURES:
+            names = ", ".join(ARCHITECTURES)
+            raise InstilError(f"architecture: {architecture!r} is not one of {names}")
         self.shape, self.classes, self.z_dim = (channels, resolution, resolution), classes, z_dim
         self.mapping = _Mapping(z_dim, classes, w_dim, mapping_layers, mapping_rate, average_decay)
         sides = [2**power for power in range(2, resolution.bit_length())]

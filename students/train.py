@@ -26,7 +26,7 @@ from instil.errors import InstilError
 from instil.optimizer import Adam
 from instructors.denoiser import UNCONDITIONAL, Condition, class_labels
 from students.adversary import Adversary, r1
-from students.stylegan2 import StyleGAN2
+from students.stylegan2 import Architecture, StyleGAN2
 
 
 class Network(Config):
@@ -47,7 +47,7 @@ class Network(Config):
     mapping_layers: PositiveInt = 2
     channel_base: PositiveInt = 512
     channel_max: PositiveInt = 64
-    architecture: Literal["skip", "resnet", "orig"] = "skip"
+    architecture: Architecture = "skip"
     adversary: PositiveInt = 64
 
 

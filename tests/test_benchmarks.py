@@ -1,6 +1,8 @@
 """The benchmarks measure what they say, where the answer is known."""
 
+import copy
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from benchmarks import disjoint, ring
 from benchmarks.authors_loop import AuthorsLoop
 from benchmarks.convergence import reached
 from benchmarks.harness import paired
+from benchmarks.reliability.matrix import counts, lower_bounds
 from benchmarks.reliability.traces import differences, phase
 from distill.__main__ import RECIPES
 from distill.divergences import IKL
@@ -84,14 +87,60 @@ def test_paired_times_compare_like_with_like(monkeypatch):
     assert other / mine == pytest.approx(3.0, rel=5e-2)
 
 
-def test_the_authors_loop_trains_student_and_fake():
+def test_the_authors_loop_is_nine_forwards_and_two_first_steps_of_adam():
+    """Adam's first step is the rate against the sign of the gradient, which is written out here."""
     torch.manual_seed(0)
-    loop = AuthorsLoop(Karras(MLP(2, width=8), (2,)).requires_grad_(False), batch=4, lr=1e-3)
-    before = [p.clone() for m in (loop.fake, loop.student, loop.average) for p in m.parameters()]
+    instructor = Karras(MLP(2, width=8, depth=1), (2,)).requires_grad_(False)
+    loop = AuthorsLoop(instructor, batch=4, lr=1e-3)
+    with torch.no_grad():  # else the first gap is nothing
+        for parameter in (*loop.fake.parameters(), *loop.student.parameters()):
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    student, fake, average = (copy.deepcopy(m) for m in (loop.student, loop.fake, loop.average))
+    counts = Counter()
+    networks = {"instructor": instructor, "student": loop.student.denoiser, "fake": loop.fake}
+    for name, denoiser in networks.items():
+        denoiser.network.register_forward_hook(lambda *_, name=name: counts.update([name]))
     loop.update()
+    assert counts == {"student": 2, "fake": 2, "instructor": 1}  # and two backwards, of two each
+
+    draws = Draws.of_range(0, 0, 0, 4)
+    x, noisy, sigma = authors_batch(student, draws, 0)
+    error = fake(noisy.detach(), sigma) - x.detach()
+    weight = (sigma**2 + 0.25) / (0.5 * sigma) ** 2  # EDM's, for data of deviation 1/2
+    loss = (weight * error.square().sum(1)).mean()
+    stepped(fake, torch.autograd.grad(loss, list(fake.parameters())), loop.fake)
+    x, noisy, sigma = authors_batch(student, draws, 1)
+    gap = (loop.fake(noisy, sigma) - instructor(noisy, sigma)).detach()
+    loss = (gap * x).sum(1).mean()
+    stepped(student, torch.autograd.grad(loss, list(student.parameters())), loop.student)
+    for before, new, after in zip(
+        *(module.parameters() for module in (average, loop.student, loop.average)), strict=True
+    ):
+        torch.testing.assert_close(after, 0.999 * before + 0.001 * new)
+
+
+def authors_batch(student, draws, number):
+    """The loop's samples number 0 or 1, the same under noise, and the levels."""
+    x = student((draws.normal(f"latent-{number}", (2,)),))
+    sigma = LogNormal().sample(draws.uniform(f"sigma-{number}").to(x.dtype), 0.002, 80.0)
+    return x, x + sigma[:, None] * draws.normal(f"noise-{number}", (2,)), sigma
+
+
+def stepped(module, gradients, after):
+    """Hold a module's first step to the signs of its gradients."""
+    for before, gradient, new in zip(
+        module.parameters(), gradients, after.parameters(), strict=True
+    ):
+        clear = gradient.abs() > 1e-5
+        assert clear.any()
+        expected = before - 1e-3 * gradient.sign()
+        torch.testing.assert_close(new[clear], expected[clear], rtol=0, atol=2e-6)
+
+
+def test_the_authors_loop_runs_where_its_instructor_is():
+    loop = AuthorsLoop(Karras(MLP(2, width=8, classes=3), (2,), classes=3).to("meta"), batch=4)
     loop.update()
-    after = [p for m in (loop.fake, loop.student, loop.average) for p in m.parameters()]
-    assert all(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert all(parameter.is_meta for parameter in loop.student.parameters())
 
 
 def test_the_driver_of_kills_sees_what_is_not_whole_and_where_a_run_was(tmp_path):
@@ -118,3 +167,29 @@ def test_the_driver_of_kills_sees_what_is_not_whole_and_where_a_run_was(tmp_path
     faults = differences(run, reference)
     for folder, message in ((one, "not the weights"), (two, "not a whole"), (three, "is missing")):
         assert any(str(folder) in fault and message in fault for fault in faults)
+
+
+def test_the_oldest_versions_are_the_lower_bounds(tmp_path):
+    """An exact version is its own lower bound; upper bounds and other extras do not count."""
+    (tmp_path / "setup.cfg").write_text("""
+[options]
+install_requires =
+    # why
+    torch >= 2.11, < 3
+    torchvision
+    torch-fidelity == 0.4.0
+[options.extras_require]
+tensorboard =
+    tensorboard >= 2.19
+dev =
+    ruff == 0.17.*
+    numpy < 3, >= 2
+""")
+    bounds = ["numpy==2", "ruff==0.17.*", "torch-fidelity==0.4.0", "torch==2.11"]
+    assert lower_bounds(tmp_path / "setup.cfg") == bounds
+
+
+def test_pytests_last_line_is_counted():
+    said = "FAILED a - 7 passed\n2 failed, 30 passed, 4 skipped, 9 deselected, 1 error in 3.21s"
+    assert counts(said) == {"passed": 30, "failed": 3, "skipped": 4}
+    assert counts("1 passed, 2 errors in 0.10s")["failed"] == 2

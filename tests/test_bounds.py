@@ -216,37 +216,39 @@ def test_the_vae_inequality_in_a_gaussian_case():
 
 
 class Linear(nn.Module):
-    """x = W z; in [0, 1] for the codes below."""
+    """x = 1/2 + W z; in [0, 1] for the codes below."""
 
     def __init__(self, weight):
         super().__init__()
         self.weight = nn.Parameter(weight)
 
     def forward(self, codes):
-        return codes @ self.weight.mT
+        return 0.5 + codes @ self.weight.mT
 
 
 def test_a_linear_vae_term_by_term():
+    """KL (tr B + |A x|^2 - k - log det B)/2, errors |x - W A x|^2 + tr W B W', |x|^2 + tr W W'."""
     generator = torch.Generator().manual_seed(0)
     a, b = 0.3 * torch.randn(2, 4, generator=generator).double(), torch.tensor([0.3, 0.6]).double()
-    w = torch.zeros(4, 2).double()  # every code decodes to 0, weight noise apart
-    x = torch.rand(30, 4, generator=generator).double()
+    w = 0.05 * torch.randn(4, 2, generator=generator).double()
+    x = torch.rand(30, 4, generator=generator).double() - 0.5
     codes = x @ a.mT
     kl = 0.5 * (b.sum() + codes.square().sum(1) - 2 - b.log().sum())
-    std = b.sqrt().expand(30, 2)
-    torch.testing.assert_close(gaussian_code_kl(codes, std), kl)
+    torch.testing.assert_close(gaussian_code_kl(codes, b.sqrt().expand(30, 2)), kl)
     found = vae_bound(
-        lambda images: (images @ a.mT, b.sqrt().expand(len(images), 2)),
+        lambda images: ((images - 0.5) @ a.mT, b.sqrt().expand(len(images), 2)),
         Linear(w),
         {"weight": w + 0.02},
-        x[:20],
-        x[20:],
+        x[:20] + 0.5,
+        x[20:] + 0.5,
         weight_noise=1e-6,
-        draws=2,
+        draws=400,
     )
     assert found.encoder.value == pytest.approx(math.sqrt(0.5) * kl[:20].sqrt().mean().item())
-    assert found.reconstruction.value == pytest.approx(x[:20].square().mean().item(), rel=1e-4)
-    assert found.direct.value == pytest.approx(x[20:].square().mean().item(), rel=1e-4)
+    rebuilt = (x - codes @ w.mT)[:20].square().sum(1).mean() + (w**2 @ b).sum()
+    direct = x[20:].square().sum(1).mean() + w.square().sum()
+    assert found.reconstruction.value == pytest.approx(rebuilt.item() / 4, rel=5e-3)
+    assert found.direct.value == pytest.approx(direct.item() / 4, rel=1e-2)
     information = 8 * 0.02**2 / 2e-12
     assert found.generator == pytest.approx(math.sqrt(0.5 * information / 20), rel=1e-6)
     assert found.vacuous
@@ -326,6 +328,7 @@ def test_the_command_prints_the_bound_and_that_its_minimum_moves(tmp_path, capsy
     ("words", "message"),
     [
         (["--bound", "--subgaussian", "-1"], "--subgaussian -1: expected a positive number"),
+        (["--bound", "--subgaussian", "inf"], "--subgaussian inf: expected a positive number"),
         (["--subgaussian", "1"], "expected a positive number beside --bound"),
         (["--bound", "--folds", "2"], "--bound: of one model and its training images"),
         (["--bound", "--model", "{tmp}"], "the training images of .* are unknown"),

@@ -11,8 +11,8 @@ from scipy.stats import norm
 from eval.curves import (
     Estimate,
     LossCurve,
+    cross_entropy,
     denoising_loss_curve,
-    gaussian_gap,
     gaussian_loss_curve,
     integrate_gap,
     loss_gap,
@@ -156,7 +156,7 @@ def test_averaging_the_noise_exactly_is_averaging_the_noise(cloud):
 def test_the_integral_to_infinity_of_two_gaussians_is_closed(cloud):
     x, law = cloud
     other = fit_gaussian(x)
-    found = gaussian_gap(law, other, x, 0.3)
+    found = (cross_entropy(law, x, [0.3]) - cross_entropy(other, x, [0.3]))[:, 0]
     one, two = (codelength(x, each.means[0], covariance_of(each), 0.09) for each in (law, other))
     torch.testing.assert_close(found, one - two)
     sigmas = torch.logspace(math.log10(0.3), 3, 1500, dtype=torch.float64)

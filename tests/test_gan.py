@@ -19,8 +19,9 @@ from instil.errors import InstilError
 from instructors.denoiser import class_labels
 from instructors.load import load as load_instructor
 from students.__main__ import main
+from students.check import class_order
 from students.gan import GAN
-from students.load import class_order, load
+from students.load import load
 from students.source import Source
 from students.stylegan2 import StyleGAN2
 
@@ -303,11 +304,21 @@ def test_image_k_depends_on_seed_k_alone(theirs, tmp_path):
         (["--grid", "x.png", "--seeds", "3-x"], "'3-x' is not of the form 0-63"),
         (["--grid", "x.png", "--seeds", "0-3", "--labels", "1"], "1 of them for 4 seeds"),
         (["--grid", "x.png", "--seeds", "0", "--labels", "3"], "1 class numbers below 3"),
+        (["--grid", "x.png", "--seeds", "²"], "'²' is not of the form 0-63"),
+        (["--grid", "x.png", "--seeds", "5-3"], "5-3 must rise"),
+        (["--grid", "x.png", "--seeds", "0-99999999999"], "at most 1,000,000 numbers"),
+        (["--grid", "x.png", "--seeds", "9" * 30], "is not of the form 0-63"),
+        (["--grid", "x.jpg"], "--grid x.jpg: expected a file ending in .png"),
+        (["--images", "x.png"], "--images x.png: expected a file ending in .npz"),
+        (["--images", "nowhere/x.npz"], "there is no folder nowhere; make it first"),
+        (["--grid", "x.png", "--json", "nowhere/x.json"], "there is no folder nowhere"),
     ],
 )
 def test_sample_says_what_is_wrong(theirs, capsys, words, message):
     assert main(["sample", str(theirs[1]), "factory=their_code:Small", *words]) == 2
-    assert message in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
 
 
 def test_a_pickle_is_converted_inspected_refined_and_sampled(

@@ -222,6 +222,10 @@ def test_the_instructors_own_figures_are_computed_once(monkeypatch, extractor):
         (["--images", "digits", "--reference", "digits", "--record"], "give --instructor"),
         (["--instructor", "digits", "--reference", "digits", "--samples", "1"], "samples"),
         (
+            ["--images", "digits", "--reference", "digits", "--json", "nowhere/x.json"],
+            "--json nowhere/x.json: there is no folder nowhere",
+        ),
+        (
             ["--instructor", "digits", "--reference", "digits:nine"],
             "'nine' is no class",
         ),

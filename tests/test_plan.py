@@ -117,7 +117,7 @@ def test_the_fewest_micro_batches_that_fit(recipe):
     rehearsal = Rehearsal(wanted)
 
     def given(memory):
-        return wanted.replace(train=wanted.train.model_dump(mode="json") | {"memory": memory})
+        return wanted.replace(train=wanted.train.replace(memory=memory))
 
     sizes = {n: sum(rehearsal.update(16 // n, first=n == 1).values()) for n in (1, 2, 4, 16)}
     for number in (1, 2, 4):

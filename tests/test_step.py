@@ -70,7 +70,11 @@ def plain_divergence(kind, x, t, f):
 
 
 def reference(student, fake, instructor, method):
-    """Generate, follow the gap of the scores, denoise; one whole batch, every pass on its own."""
+    """Generate, follow the gap of the scores, denoise; one whole batch, every pass on its own.
+
+    Returns the student's average.
+    """
+    average = {key: value.clone() for key, value in student.state_dict().items()}
     student_adam = PlainAdam(student.parameters(), method.optimizer)
     trained = [parameter for parameter in fake.parameters() if parameter.requires_grad]
     fake_adam = PlainAdam(trained, method.fake.optimizer)
@@ -103,6 +107,11 @@ def reference(student, fake, instructor, method):
         fake_adam.step(first_gradient)
         for again in range(1, method.fake.updates):
             fake_adam.step(fake_gradient(x, *levels(f"fake-{again}", own or method.levels)))
+        seen = (step + 1) * method.train.batch
+        keep = 0.5 ** (method.train.batch / min(*method.train.averages, method.train.rampup * seen))
+        for key, value in student.state_dict().items():
+            average[key] = keep * average[key] + (1 - keep) * value
+    return average
 
 
 def network(state):
@@ -142,10 +151,11 @@ def compare(saved, fake, instructor):
     """Hold what was trained to the reference."""
     before = saved["before"][0]
     student = OneStep(network({k.removeprefix("denoiser."): v for k, v in before.items()}), 1.5)
-    reference(student, fake, instructor, Method.model_validate_json(saved["method"]))
-    for found, expected in zip(saved["after"], (student, fake), strict=True):
-        assert found.keys() == expected.state_dict().keys()
-        for key, value in expected.state_dict().items():
+    average = reference(student, fake, instructor, Method.model_validate_json(saved["method"]))
+    wanted = (student.state_dict(), fake.state_dict(), average)
+    for found, expected in zip((*saved["after"], saved["average"]), wanted, strict=True):
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
             torch.testing.assert_close(found[key], value, rtol=1e-9, atol=1e-12)
     moved = (
         saved["after"][0]["denoiser.network.enter.weight"] - before["denoiser.network.enter.weight"]

@@ -12,8 +12,8 @@ from instructors.analytic import gaussian
 from instructors.sampler import heun
 
 
-def line(variance, **sigmas):
-    return gaussian(torch.zeros(1).double(), torch.full((1, 1), variance).double(), **sigmas)
+def line(variance, mean=0.0, **sigmas):
+    return gaussian(torch.tensor([mean]).double(), torch.full((1, 1), variance).double(), **sigmas)
 
 
 def test_what_sde_and_ode_generate_from_a_finite_start():
@@ -23,12 +23,15 @@ def test_what_sde_and_ode_generate_from_a_finite_start():
     assert variance * (1 - q**2) == pytest.approx(1.109538, abs=1e-6)
     assert variance * (1 - q) == pytest.approx(0.734694, abs=1e-6)
     # the ODE is linear: one path tells its gain
-    law = line(variance, sigma_min=1e-3, sigma_max=top)
+    ends = {"sigma_min": 1e-3, "sigma_max": top}
+    law = line(variance, **ends)
     end = heun(law, torch.ones(1, 1).double(), 400)
     assert end.item() ** 2 == pytest.approx(0.734694, rel=1e-4)
     unit = torch.randn(20_000, 1, generator=torch.Generator().manual_seed(0)).double()
     made = reverse_sde(law, top * unit, top, low=1e-3, steps=300)
     assert made.var().item() == pytest.approx(1.109538, rel=0.03)
+    made = reverse_sde(line(variance, 0.8, **ends), top * unit, top, low=1e-3, steps=300)
+    assert made.mean().item() == pytest.approx(0.8 * (1 - q), abs=0.03)
 
 
 def test_samples_start_from_the_noisy_reference():

@@ -37,7 +37,7 @@ def test_every_trained_parameter_moves_and_the_instructor_gets_nothing(setting, 
     instructor, student, fake = setting
     method = Method().replace(
         divergence=divergence,
-        fake=FakeScore(levels=levels).model_dump(mode="json"),
+        fake=FakeScore(levels=levels),
         train={"steps": 2, "batch": 12},
     )
     state = State.fresh(student, fake, method)
@@ -93,7 +93,7 @@ def count_forwards(method, setting):
 def test_the_number_of_forwards_is_the_one_that_is_reported(
     setting, divergence, levels, updates, expected
 ):
-    fake = FakeScore(levels=levels, updates=updates).model_dump(mode="json")
+    fake = FakeScore(levels=levels, updates=updates)
     method = Method().replace(divergence=divergence, fake=fake)
     assert forwards_per_update(method) == expected
     counts = count_forwards(method, setting)

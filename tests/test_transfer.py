@@ -8,7 +8,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from eval.curves import Estimate
+from eval.curves import contributions, gaussian_loss_curve
+from eval.horizon import noise_levels
 from eval.transfer import (
     Comparison,
     cross_validate,
@@ -22,6 +23,7 @@ from eval.transfer import (
 )
 from instil.early import EarlyStopping
 from instil.errors import InstilError
+from instructors.analytic import fit_gaussian
 from instructors.denoiser import Condition
 from instructors.karras import Karras
 from instructors.load import load
@@ -71,6 +73,7 @@ def test_risks_of_least_squares(angles, count):
 
 def test_golden_risks():
     assert linear_risks(P, R, D, NOISE, 0.0, 30) == pytest.approx((0.80556, 2.41667), abs=1e-5)
+    assert linear_risks(P, R, D, NOISE, 0.26141, 30)[0] == pytest.approx(1.08632, abs=2e-5)
     assert linear_risks(P, R, D, NOISE, 0.26141, 60) == pytest.approx((1.04689, 1.13462), abs=1e-5)
     frozen, scratch = linear_risks(P, R, D, NOISE, 1.577, 30)
     assert frozen == pytest.approx(2.4991, abs=1e-3)
@@ -85,10 +88,12 @@ def test_transfer_turns_negative_where_both_risks_are_equal():
         assert below[0] <= below[1]
         assert above[0] > above[1]
     assert turning_point(P, R, D, NOISE, 0.0) == math.inf
-    # the angle at which 60 samples are the turning point, both angles being the same
-    angle = math.radians(24.58)
-    lost = lost_signal(torch.eye(D, R, dtype=torch.float64), *bases(angle, angle)).trace().item()
-    assert turning_point(P, R, D, NOISE, lost) == pytest.approx(60, abs=0.05)
+    assert turning_point(P, R, D, NOISE, 1.5) == pytest.approx(30)
+    # the angle at which so many samples are the turning point, both angles being the same
+    for degrees, count in ((24.58, 60), (30.0, 48)):
+        source = bases(math.radians(degrees), math.radians(degrees))
+        lost = lost_signal(torch.eye(D, R, dtype=torch.float64), *source).trace().item()
+        assert turning_point(P, R, D, NOISE, lost) == pytest.approx(count, abs=0.05)
 
 
 def test_gap_is_the_integral_of_the_losses_difference():
@@ -252,9 +257,24 @@ def test_frozen_trunk_is_nearly_everything():
     )
 
 
-def test_embedding_gap_is_a_paired_mean():
-    blind, seeing = torch.tensor([2.0, 4.0, 3.0]), torch.tensor([1.0, 2.0, 3.0])
-    assert embedding_gap(blind, seeing) == Estimate.of(torch.tensor([1.0, 2.0, 0.0]))
+def test_the_embedding_gap_of_samples_is_the_closed_form():
+    """Linear denoisers given h and given z, fitted to one half, measured on the other."""
+    generator = torch.Generator().manual_seed(0)
+    head = torch.tensor([[1.0, 0.3], [-0.4, 0.8], [0.2, -1.1]], dtype=torch.float64)
+    target, source = bases(0.5, 0.9)
+    z = torch.randn(16_000, P, generator=generator, dtype=torch.float64)
+    noise = torch.randn(16_000, D, generator=generator, dtype=torch.float64)
+    x, half, nats = z @ target @ head.mT + NOISE**0.5 * noise, 8000, []
+    for seen in (z @ source, z):
+        fitted = torch.linalg.lstsq(seen[:half], x[:half]).solution
+        rest = x - seen @ fitted  # given what is seen, denoising x is denoising this
+        law = fit_gaussian(rest[:half])
+        curve = gaussian_loss_curve(law, rest[half:], noise_levels(1e-3, 1e3, 16))
+        nats.append(contributions(curve))
+    found = embedding_gap(*nats)
+    exact = linear_gap(lost_signal(head, target, source), NOISE)
+    assert found.stderr < 0.03 * exact
+    assert abs(found.value - exact) < 3 * found.stderr
 
 
 WRONG = {

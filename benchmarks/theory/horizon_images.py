@@ -15,7 +15,7 @@ from benchmarks.theory.vectors import start_of
 from eval import features, metrics, vae
 from eval.bounds import VAEBound, vae_bound
 from eval.horizon import Horizon, Losses, horizon, noise_levels, paired_losses, reference_law
-from eval.outlook import fit
+from eval.horizon_report import fit
 from eval.vae import MLP
 from instil import data
 from instil.config import load_recipe

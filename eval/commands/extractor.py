@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.commands import Answer
-from instil.errors import InstilError
+from instil.outputs import check_output
 
 
 def add(commands: Any) -> None:
@@ -26,8 +26,7 @@ def run(arguments: argparse.Namespace) -> Answer:
     from eval import features
     from instil import data
 
-    if arguments.out.suffix != ".safetensors":
-        raise InstilError(f"--out {arguments.out}: expected a file ending in .safetensors")
+    check_output("--out", arguments.out, ".safetensors")
     images, held_out = data.load(arguments.data), data.load(arguments.held_out)
     facts = features.train(images, held_out, arguments.out, arguments.seed)
     return [{"fact": key, "value": str(value)} for key, value in facts.items()], facts

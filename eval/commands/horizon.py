@@ -4,8 +4,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from eval.commands import Answer, check_paths
+from eval.commands import Answer
 from instil.errors import InstilError
+from instil.outputs import check_output
 
 
 def add(commands: Any) -> None:
@@ -56,11 +57,11 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> Answer:
     """Carry it out."""
-    from eval import outlook, plots
+    from eval import horizon_report, plots
     from instil.report import environment
 
-    check_paths(("--plot", arguments.plot), ("--json", arguments.json))
-    question = outlook.Question(
+    check_output("--plot", arguments.plot, ".png")
+    question = horizon_report.Question(
         arguments.folds,
         arguments.reference,
         arguments.tolerance,
@@ -72,11 +73,10 @@ def run(arguments: argparse.Namespace) -> Answer:
     alone = arguments.folds == 1
     if arguments.bound and not alone:
         raise InstilError("--bound: of one model and its training images; give --folds 1")
-    if arguments.subgaussian is not None and not (arguments.bound and arguments.subgaussian > 0):
-        raise InstilError(
-            f"--subgaussian {arguments.subgaussian:g}: expected a positive number beside --bound"
-        )
-    if alone and arguments.kappas:
+    constant = arguments.subgaussian
+    if constant is not None and not (arguments.bound and 0 < constant < float("inf")):
+        raise InstilError(f"--subgaussian {constant:g}: expected a positive number beside --bound")
+    if alone and arguments.kappas is not None:
         raise InstilError("--kappas: nothing is trained with --folds 1")
     if alone and arguments.overrides:
         raise InstilError(f"{arguments.overrides[0]}: nothing is trained with --folds 1")
@@ -85,15 +85,15 @@ def run(arguments: argparse.Namespace) -> Answer:
     more: list[dict[str, str]] = []
     extra: dict[str, Any] = {}
     if alone:
-        found = outlook.as_it_is(
+        found = horizon_report.as_it_is(
             arguments.model,
             arguments.data,
             question,
             arguments.trained_on,
             bound=arguments.bound,
         )
-    elif arguments.kappas:
-        found, more, extra["kappa"] = outlook.by_kappa(
+    elif arguments.kappas is not None:
+        found, more, extra["kappa"] = horizon_report.by_kappa(
             arguments.model,
             arguments.data,
             question,
@@ -101,12 +101,14 @@ def run(arguments: argparse.Namespace) -> Answer:
             arguments.overrides,
         )
     else:
-        found = outlook.by_folds(arguments.model, arguments.data, question, arguments.overrides)
+        found = horizon_report.by_folds(
+            arguments.model, arguments.data, question, arguments.overrides
+        )
     if arguments.plot:
         plots.horizon_curve(found.horizon, arguments.plot)
     rows, facts = found.rows() + more, found.facts() | extra
     if arguments.bound:
-        terms, facts["bound"] = outlook.bounds_of(found, question, arguments.subgaussian)
+        terms, facts["bound"] = horizon_report.bounds_of(found, question, constant)
         rows += terms
     return rows, facts | {"command": arguments.command_line, "environment": environment()}
 

@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from eval.commands import Answer, check_paths, device
-from instil.errors import InstilError
+from eval.commands import Answer, device
+from instil.outputs import check_output
 
 
 def add(commands: Any) -> None:
@@ -38,9 +38,7 @@ def run(arguments: argparse.Namespace) -> Answer:
     from instil import data
     from instil.report import environment
 
-    check_paths(("--plot", arguments.plot), ("--json", arguments.json))
-    if arguments.plot and arguments.plot.suffix != ".png":
-        raise InstilError(f"--plot {arguments.plot}: expected a file ending in .png")
+    check_output("--plot", arguments.plot, ".png")
     source, target = data.load(arguments.source), data.load(arguments.target)
     features = source.pixels[0].numel()
     sigma, nats = arguments.sigma, arguments.nats

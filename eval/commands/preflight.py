@@ -4,9 +4,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from eval.commands import Answer, check_paths
+from eval.commands import Answer
 from eval.commands.transfer import add_options, question_of
-from instil.errors import InstilError
+from instil.outputs import check_output
 
 
 def add(commands: Any) -> None:
@@ -35,9 +35,7 @@ def run(arguments: argparse.Namespace) -> Answer:
     from eval.preflight import preflight
     from instil.report import environment, write_json
 
-    if arguments.out.suffix != ".json":
-        raise InstilError(f"--out {arguments.out}: expected a file ending in .json")
-    check_paths(("--out", arguments.out))
+    check_output("--out", arguments.out, ".json")
     rows, facts = preflight(
         arguments.instructor,
         arguments.source,

@@ -4,8 +4,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from eval.commands import Answer, check_paths
+from eval.commands import Answer
 from instil.errors import InstilError
+from instil.outputs import check_output
 
 
 def add(commands: Any) -> None:
@@ -31,9 +32,9 @@ def run(arguments: argparse.Namespace) -> Answer:
     from instil.run import accelerator_for
     from instructors.load import load
 
-    check_paths(("--json", arguments.json), ("--out", arguments.out))
     if arguments.out and arguments.out.exists():
         raise InstilError(f"--out {arguments.out}: exists; name a new folder")
+    check_output("--out", arguments.out)
     question = question_of(arguments)
     images, instructor = data.load(arguments.target), load(arguments.instructor)
     accelerator = accelerator_for(question.recipe.precision, (), ".")

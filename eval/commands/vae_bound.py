@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from eval.commands import Answer, device
-from instil.errors import InstilError
 
 
 def add(commands: Any) -> None:
@@ -39,10 +38,6 @@ def run(arguments: argparse.Namespace) -> Answer:
     from instil import data
     from instil.report import environment
 
-    if arguments.json and not arguments.json.parent.is_dir():
-        raise InstilError(
-            f"--json {arguments.json}: there is no folder {arguments.json.parent}; make it first"
-        )
     rows, facts = vae.report(
         arguments.autoencoder,
         data.load(arguments.trained_on),

@@ -74,6 +74,8 @@ class Question:
             )
         if not 0 < self.tolerance < float("inf"):
             raise InstilError(f"--tolerance {self.tolerance:g}: expected a positive number of nats")
+        if not self.lowest > 0:
+            raise InstilError(f"--lowest {self.lowest:g}: expected a positive noise level")
         for name, value, least in (
             ("folds", self.folds, 1),
             ("samples", self.samples, 2 * max(self.folds, REFERENCE_FOLDS)),
@@ -84,14 +86,13 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Outlook:
+class Answer:
     """An answer.
 
     Attributes:
         horizon: The certificate.
         protocol: How it was measured.
         verdict: One sentence.
-        distil: Whether the model is worth distilling.
         losses: What it was read off.
         instructor: The model, where it was not trained anew.
         training: Images it was trained on, where known.
@@ -100,15 +101,13 @@ class Outlook:
     horizon: Horizon
     protocol: str
     verdict: str
-    distil: bool
     losses: Losses
     instructor: Instructor | None = None
     training: data.Images | None = None
 
     def facts(self) -> dict[str, Any]:
         """For JSON; every estimate with its standard error."""
-        said = {"protocol": self.protocol, "verdict": self.verdict, "distil": self.distil}
-        return horizon_facts(self.horizon) | said
+        return horizon_facts(self.horizon) | {"protocol": self.protocol, "verdict": self.verdict}
 
     def rows(self) -> list[dict[str, str]]:
         """For the table."""
@@ -132,6 +131,7 @@ def horizon_facts(found: Horizon) -> dict[str, Any]:
         "T_eps": asdict(found.sufficient),
         "gain": asdict(found.gain),
         "memorization_gap": None if gap is None else asdict(gap),
+        "distil": found.gain.clear,
         "tolerance": found.tolerance,
         "crossings": list(found.crossings),
         "curve": {
@@ -149,7 +149,7 @@ def as_it_is(
     trained_on: str | None = None,
     *,
     bound: bool = False,
-) -> Outlook:
+) -> Answer:
     """The horizon of a pretrained instructor, on images that it was not trained on.
 
     Args:
@@ -230,7 +230,7 @@ def as_it_is(
 
 def by_folds(
     source: str, images: str | None, question: Question, overrides: Sequence[str] = ()
-) -> Outlook:
+) -> Answer:
     """The horizon of what a recipe trains, from the training images alone, by cross-fitting.
 
     Args:
@@ -272,7 +272,7 @@ def by_kappa(
     question: Question,
     kappas: Sequence[float],
     overrides: Sequence[str] = (),
-) -> tuple[Outlook, list[dict[str, str]], dict[str, Any]]:
+) -> tuple[Answer, list[dict[str, str]], dict[str, Any]]:
     """How much of the recipe's penalty, none included, by the least cross-fitted certificate.
 
     Each strength is started where its own certificate is least, and compared with none by pairs of
@@ -286,7 +286,7 @@ def by_kappa(
         overrides: Likewise; the recipe must have a `penalty`.
 
     Returns:
-        The outlook of the chosen strength, table rows and facts of all.
+        The answer for the chosen strength, table rows and facts of all.
 
     Raises:
         InstilError: As `by_folds`, or the recipe has no penalty, or a strength is not positive.
@@ -389,21 +389,19 @@ def _answer(
     protocol: str,
     instructor: Instructor | None = None,
     training: data.Images | None = None,
-) -> Outlook:
+) -> Answer:
     found = horizon(losses, question.tolerance, question.seed)
-    distil = not found.collapsed and found.gain.clear
     low, high = found.sigmas[0].item(), found.sigmas[-1].item()
     protocol += (
         f"; reference {question.reference}, sigma {low:g} to {high:g}, "
         f"{len(found.sigmas)} levels, {question.noise_draws} noise draws"
     )
-    return Outlook(
-        found, protocol, verdict(found, question.reference), distil, losses, instructor, training
-    )
+    said = verdict(found, question.reference)
+    return Answer(found, protocol, said, losses, instructor, training)
 
 
 def bounds_of(
-    found: Outlook, question: Question, subgaussian: float | None
+    found: Answer, question: Question, subgaussian: float | None
 ) -> tuple[list[dict[str, str]], dict[str, Any]]:
     """The paper's bound of an instructor on its training images, as table rows and facts.
 
