@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from instil import data
-from instil.checkpoint import write_text
 from instil.errors import InstilError
+from instil.files import write_text
 
 HEADING = "## Figures"
 

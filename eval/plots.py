@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from eval.horizon import Horizon
-from instil.checkpoint import replacing
+from instil.files import replacing
 
 
 def run_curves(records: Sequence[Mapping[str, Any]], report: Mapping[str, Any], path: Path) -> None:

@@ -6,10 +6,8 @@ leaves the last one intact. Nothing is ever pickled.
 """
 
 import json
-import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from torch.optim import Optimizer
 
 from instil import plain
 from instil.errors import InstilError
+from instil.files import appearing, reason, remove, replacing, sync, write_text
 
 META = "checkpoint.json"
 # Of each parameter: what torch's Adam keeps, and what that of 8 bits does.
@@ -50,39 +49,21 @@ def save(
         OSError: The folder cannot be written; earlier checkpoints are untouched.
     """
     folder = root / f"step-{step:08d}"
-    partial = root / f".{folder.name}.partial"
     for rest in root.glob(".step-*.partial"):  # of a run that was killed
         shutil.rmtree(rest, ignore_errors=True)
     try:
-        partial.mkdir(parents=True)
-        for name, module in modules.items():
-            write_tensors(partial / f"{name}.safetensors", module.state_dict())
-        for name, optimizer in optimizers.items():
-            write_tensors(partial / f"{name}.safetensors", _flatten(optimizer))
-        write_text(partial / META, json.dumps({"step": step, **meta}, indent=2))
-        put(partial, folder)
-        _sync(root)
+        with appearing(folder) as partial:
+            for name, module in modules.items():
+                write_tensors(partial / f"{name}.safetensors", module.state_dict())
+            for name, optimizer in optimizers.items():
+                write_tensors(partial / f"{name}.safetensors", _flatten(optimizer))
+            write_text(partial / META, json.dumps({"step": step, **meta}, indent=2))
+        sync(root)
     except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
         raise OSError(f"{folder}: checkpoint could not be written ({reason(error)})") from error
     for old in find(root)[: -keep if keep else 0]:
         remove(old)
     return folder
-
-
-def put(partial: Path, folder: Path) -> None:
-    """Rename a folder that is whole into its place, from which an older one goes first."""
-    remove(folder)
-    partial.rename(folder)
-
-
-def remove(folder: Path) -> None:
-    """Delete a folder if it exists; a kill meanwhile leaves no half of it under its name."""
-    going = folder.with_name(f".{folder.name}.old.partial")
-    shutil.rmtree(going, ignore_errors=True)
-    if folder.exists():
-        folder.rename(going)
-        shutil.rmtree(going)
 
 
 def find(root: Path) -> list[Path]:
@@ -159,37 +140,6 @@ def write_tensors(
         save_file(copies, partial, metadata={"format": "pt", **(metadata or {})})
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file so that readers see the old or the new one, never a part."""
-    with replacing(path) as partial:
-        partial.write_text(text, encoding="utf-8")
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A file to write, which is forced to disk and takes the place of `path` if the block succeeds.
-
-    Raises:
-        OSError: It could not be written; the message names `path`, whatever library wrote.
-    """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        yield partial
-        _sync(partial)
-        partial.replace(path)
-    except (OSError, SafetensorError) as error:
-        with suppress(OSError):  # not writable at all
-            partial.unlink(missing_ok=True)  # a full disk needs the room
-        raise OSError(f"{path}: cannot be written ({reason(error)})") from error
-
-
-def reason(error: Exception) -> str:
-    """What went wrong, without the name of the file: users know another one."""
-    if isinstance(error.__cause__, OSError | SafetensorError):
-        error = error.__cause__
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)
-
-
 def compare(source: str, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     """Refuse tensors that are not exactly the expected ones.
 
@@ -240,12 +190,3 @@ def _read_optimizer(path: Path, optimizer: Optimizer) -> dict[str, Any]:
                 f"{path}: {number} holds {', '.join(parts)}; not a whole state of Adam"
             )
     return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
-
-
-def _sync(path: Path) -> None:
-    """Force a file, or a folder's entries, to disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

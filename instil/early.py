@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field, PositiveInt
 
 from instil.config import Config
+from instil.errors import InstilError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -17,7 +18,8 @@ class EarlyStopping(Config):
     """What is held out of a training set, and how long a loss may go without a new least value.
 
     Attributes:
-        share: Of the training samples, held out to decide when to stop; one sample at least.
+        share: Of the training samples, held out to decide when to stop; one sample at least, and
+            one less than there are at most.
         every: Updates between two looks at the loss.
         patience: Looks in a row without a new least loss after which training ends.
     """
@@ -27,11 +29,19 @@ class EarlyStopping(Config):
     patience: PositiveInt = 8
 
     def split(self, count: int, seed: int) -> tuple[Tensor, Tensor]:
-        """Row numbers to train on and, at random, those that decide, both in order."""
+        """Row numbers to train on and, at random, those that decide, both in order.
+
+        Raises:
+            InstilError: There are not two of them.
+        """
         from instil.draws import Draws
 
+        if count < 2:
+            raise InstilError(
+                f"stopping: {count} sample(s) cannot be split; give two at least, or set it to null"
+            )
         order = Draws.of_range(seed, 0, 0, count).uniform("early stopping").argsort()
-        held = max(1, round(self.share * count))
+        held = min(max(1, round(self.share * count)), count - 1)
         return order[held:].sort().values, order[:held].sort().values
 
     def run(

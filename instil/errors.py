@@ -47,7 +47,7 @@ def command(main: Command) -> Command:
         except FloatingPointError as error:
             message, code = f"stopped: {error}", 1
         except KeyboardInterrupt:
-            message, code = "interrupted: the same command with --resume goes on", 130
+            message, code = "interrupted: a run goes on with --resume", 130
         except OSError as error:  # a disk that is full, a folder that is not writable
             message, code = f"error: {error}", 2
         if os.environ.get("RANK", "0") == "0":

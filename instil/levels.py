@@ -54,7 +54,7 @@ class _Levels(Config, ABC):
                 f"levels: sigma in [{self.sigma_min}, {self.sigma_max}] does not meet the "
                 f"network's own range, which leaves [{low}, {high}]; widen the range"
             )
-        return self.quantile(uniform, low, high)
+        return self.quantile(uniform, low, high).clamp(low, high).to(uniform.dtype)
 
     def highest(self, low: float, high: float) -> float:
         """The level that none drawn exceeds, for a network trained on [low, high]."""
@@ -62,7 +62,7 @@ class _Levels(Config, ABC):
 
     @abstractmethod
     def quantile(self, uniform: Tensor, low: float, high: float) -> Tensor:
-        """What a subclass writes: the quantile function on [low, high]."""
+        """What a subclass writes: the quantile function on [low, high], but for rounding."""
 
 
 class LogNormal(_Levels):
@@ -80,7 +80,7 @@ class LogNormal(_Levels):
         first, last = (self._cdf(math.log(sigma)) for sigma in (low, high))
         level = first + (last - first) * uniform.double()
         normal = math.sqrt(2) * (2 * level - 1).erfinv()
-        return (self.mean + self.std * normal).exp().clamp(low, high).to(uniform.dtype)
+        return (self.mean + self.std * normal).exp()
 
     def _cdf(self, log_sigma: float) -> float:
         return 0.5 * math.erfc((self.mean - log_sigma) / (self.std * math.sqrt(2)))
@@ -158,7 +158,7 @@ class FlowUniform(_Levels):
     def quantile(self, uniform: Tensor, low: float, high: float) -> Tensor:
         first, last = (sigma / (self.shift + sigma) for sigma in (low, high))
         time = first + (last - first) * uniform.double()
-        return (self.shift * time / (1 - time)).clamp(low, high).to(uniform.dtype)
+        return self.shift * time / (1 - time)
 
 
 Levels = Annotated[

@@ -19,8 +19,8 @@ from rich.table import Table
 from torch import Tensor
 
 from instil import __version__
-from instil.checkpoint import reason, replacing, write_text
 from instil.errors import InstilError
+from instil.files import reason, replacing, write_text
 
 P = TypeVar("P")
 

@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from instil import checkpoint
 from instil.config import validate
 from instil.errors import InstilError
+from instil.files import write_text
 from instil.processes import on_main
 from instil.report import METRICS, Monitor, new_folder, note
 
@@ -204,7 +205,7 @@ class Run:
 
     def _write_recipe(self) -> None:
         text = yaml.safe_dump(self.meta["recipe"], sort_keys=False)
-        checkpoint.write_text(self.folder / RECIPE, text)
+        write_text(self.folder / RECIPE, text)
 
 
 def locate(where: Path | str) -> tuple[Path, Path | None]:

@@ -10,12 +10,11 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from instil import data
-from instil.checkpoint import write_text
 from instil.errors import InstilError
+from instil.files import appearing, write_text
 from instil.training import origin
 from instructors.codec import Codec
 from instructors.denoiser import Condition, Denoiser, labelled
-from instructors.folder import appearing
 from instructors.load import Instructor, network_folder
 from instructors.low_rank import merged
 from instructors.relabel import blank, check, relabelled

@@ -4,6 +4,7 @@ import math
 
 from torch import nn
 
+from instil.errors import InstilError
 from instructors.denoiser import Denoiser
 
 
@@ -21,7 +22,7 @@ class Adapter(Denoiser):
         prediction: What the network's output is, in a word.
 
     Raises:
-        ValueError: The levels are not positive, finite and rising.
+        InstilError: The levels are not positive, finite and rising.
     """
 
     prediction: str
@@ -36,7 +37,7 @@ class Adapter(Denoiser):
     ) -> None:
         super().__init__()
         if not 0 < sigma_min < sigma_max < math.inf:
-            raise ValueError(
+            raise InstilError(
                 f"sigma from {sigma_min} to {sigma_max}: expected two positive numbers that rise"
             )
         self.network = network

@@ -21,6 +21,10 @@ class Codec(nn.Module):
         """The shape of an image, from that of a sample; neither with a batch axis."""
         return shape
 
+    def same_space(self, other: "Codec") -> bool:
+        """Whether another's samples mean the same, as far as configurations tell."""
+        return type(self) is type(other)
+
 
 class UnitRange(Codec):
     """Samples are images in [0, 1]."""
@@ -70,3 +74,10 @@ class Autoencoder(Codec):
 
     def image_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return (self.channels, *(side * self.factor for side in shape[1:]))
+
+    def same_space(self, other: Codec) -> bool:
+        if not isinstance(other, Autoencoder):
+            return False
+        return type(self.network) is type(other.network) and all(
+            torch.equal(getattr(self, name), getattr(other, name)) for name in ("shift", "scale")
+        )

@@ -8,8 +8,8 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from instil import __version__
-from instil.checkpoint import write_text
 from instil.errors import InstilError
+from instil.files import appearing, write_text
 from instructors import folder
 from instructors.edm import Checkpoint, read_checkpoint
 from instructors.load import read_autoencoder
@@ -101,7 +101,7 @@ def convert(path: Path, out: Path, vae: str | None = None) -> dict[str, Any]:
         "FID in the paper": figure or "none stated",
         "licence": LICENCE if where else "unknown",
     }
-    with folder.appearing(out) as partial:
+    with appearing(out) as partial:
         folder.save(partial, denoiser)
         if autoencoder is not None:
             autoencoder.save_pretrained(partial / "vae")

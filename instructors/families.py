@@ -29,6 +29,7 @@ class Family:
             one prompt of as many tokens as its pipelines ask for.
         classes: From the configuration, the number of class labels; 0 for none.
         has_null_label: Whether the label after the last class is the null one.
+        has_null_text: Whether a prompt may be the null condition.
         channels: From the configuration, the channels of a sample.
         side: Height and width of a sample where the configuration names none.
         refused: Settings that change what the network computes, with the values understood.
@@ -41,6 +42,7 @@ class Family:
     text: Callable[[Any], Mapping[str, tuple[int, ...]]] = lambda config: {}
     classes: Callable[[Any], int] = lambda config: 0
     has_null_label: bool = False
+    has_null_text: bool = True
     channels: Callable[[Any], int] = lambda config: config.in_channels
     side: int | None = None
     refused: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
@@ -201,6 +203,7 @@ FAMILIES: dict[str, Family] = {
             "pooled": (config.pooled_projection_dim,),
             **({"guidance": ()} if config.guidance_embeds else {}),
         },
+        has_null_text=False,
         channels=lambda config: config.in_channels // 4,
         side=128,
     ),

@@ -4,26 +4,24 @@ Where diffusers has no scheduler for what stands around a network, the scheduler
 names our adapter.
 """
 
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
-from instil.checkpoint import put, reason
 from instil.errors import InstilError
 from instil.report import write_json
 from instructors.adapter import Adapter
 from instructors.continuous import ContinuousVE, ContinuousVP
 from instructors.denoiser import Denoiser
-from instructors.discrete import DiscreteVP
+from instructors.discrete import PREDICTIONS, DiscreteVP
 from instructors.exploding import ScoreVE
 from instructors.families import OWN
+from instructors.flow import Flow
 from instructors.karras import Karras
 
+MOST_TIMES = 100_000  # of a schedule; models have a thousand
 # The scheduler's class: the adapter, and those of its arguments that the configuration holds.
 ADAPTERS: dict[str, tuple[type[Adapter], tuple[str, ...]]] = {
     "EDMEulerScheduler": (Karras, ("sigma_min", "sigma_max", "sigma_data")),
@@ -32,25 +30,6 @@ ADAPTERS: dict[str, tuple[type[Adapter], tuple[str, ...]]] = {
     "ContinuousVE": (ContinuousVE, ("sigma_min", "sigma_max")),
     "DiscreteVP": (DiscreteVP, ("alphas_cumprod", "prediction")),
 }
-
-
-@contextmanager
-def appearing(folder: Path) -> Iterator[Path]:
-    """A new folder to write into, which takes the place of `folder` if the block succeeds.
-
-    Raises:
-        OSError: It could not be written; the message names `folder`.
-    """
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
-        yield partial
-        put(partial, folder)
-    except (OSError, SafetensorError) as error:  # diffusers' own name no folder
-        raise OSError(f"{folder}: cannot be written ({reason(error)})") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def is_ours(denoiser: Denoiser) -> bool:
@@ -93,18 +72,62 @@ def _levels(denoiser: Denoiser) -> dict[str, Any]:
 
 
 def from_config(
-    config: Mapping[str, Any], network: Any, shape: tuple[int, ...], classes: int
+    scheduler: Mapping[str, Any], network: Any, shape: tuple[int, ...], classes: int
 ) -> Adapter:
-    """The adapter of a scheduler's configuration, of a class in `ADAPTERS`.
+    """The adapter that a scheduler's configuration asks for.
+
+    Args:
+        scheduler: Of diffusers, or as `save` writes it.
+        network: With a configuration of its own.
+        shape: One sample without the batch axis.
+        classes: Number of class labels; 0 for none.
 
     Raises:
-        KeyError: A value is missing.
-        TypeError: One is of another kind.
-        ValueError: One makes no adapter.
+        ValueError: The schedule is not supported, or a value is missing or makes none.
     """
-    adapter, keys = ADAPTERS[config["_class_name"]]
-    values = {key: config[key] for key in keys}
-    if "alphas_cumprod" in values:
-        values["alphas_cumprod"] = torch.tensor(values["alphas_cumprod"], dtype=torch.float64)
-    build: Any = adapter
-    return build(network, shape, classes=classes, **values)
+    try:
+        return _by_schedule(scheduler, network, shape, classes)
+    except KeyError as error:
+        raise ValueError(f"its scheduler names no {error}") from None
+    except TypeError as error:
+        what = str(error).partition("\n")[0]
+        raise ValueError(f"its scheduler holds values of another kind ({what})") from None
+    except NotImplementedError as error:  # of diffusers
+        raise ValueError(f"schedule: {error}") from None
+
+
+def _by_schedule(
+    scheduler: Mapping[str, Any], network: Any, shape: tuple[int, ...], classes: int
+) -> Adapter:
+    """Each branch is one kind of schedule; what none of them knows is refused."""
+    name = str(scheduler.get("_class_name"))
+    prediction = scheduler.get("prediction_type", "epsilon")
+    if scheduler.get("predict_epsilon") is False:  # as the first releases of diffusers said it
+        prediction = "sample"
+    flow = name == "FlowMatchEulerDiscreteScheduler" and not scheduler.get("invert_sigmas")
+    if flow or prediction == "flow_prediction":
+        return Flow(network, shape, classes)
+    unusual = {
+        "EDMEulerScheduler": prediction != "epsilon",
+        "ScoreSdeVeScheduler": network.config.get("time_embedding_type") != "fourier",
+    }
+    if name in ADAPTERS and not unusual.get(name):
+        adapter, keys = ADAPTERS[name]
+        values = {key: scheduler[key] for key in keys}
+        if "alphas_cumprod" in values:
+            values["alphas_cumprod"] = torch.tensor(values["alphas_cumprod"], dtype=torch.float64)
+        build: Any = adapter
+        return build(network, shape, classes=classes, **values)
+    if "beta_schedule" in scheduler and prediction in PREDICTIONS:
+        from diffusers import DDPMScheduler  # seconds to import
+
+        if scheduler.get("num_train_timesteps", 1000) > MOST_TIMES:
+            raise ValueError(f"schedule: more than {MOST_TIMES:,} times")
+        schedule: Any = DDPMScheduler.from_config(dict(scheduler))
+        return DiscreteVP(network, shape, schedule.alphas_cumprod, prediction, classes)
+    raise ValueError(
+        f"scheduler {name} with prediction type {prediction!r} is not supported; "
+        f"supported: EDMEulerScheduler (epsilon), FlowMatchEulerDiscreteScheduler, "
+        f"ScoreSdeVeScheduler (fourier), or one with a beta_schedule and a prediction type of "
+        f"{', '.join(PREDICTIONS)}"
+    )

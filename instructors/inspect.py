@@ -3,6 +3,7 @@
 from typing import Any
 
 from instructors.codec import Autoencoder, Codec, UnitRange
+from instructors.families import FAMILIES
 from instructors.load import Instructor
 
 
@@ -37,11 +38,12 @@ def _codec(codec: Codec) -> str:
 
 
 def _null(instructor: Instructor) -> str:
-    denoiser = instructor.denoiser
+    denoiser: Any = instructor.denoiser
     if "guidance" in denoiser.text:
         return "none: guidance is built in"
     if denoiser.text:
-        return "a negative prompt"
+        family = FAMILIES[type(denoiser.network).__name__]
+        return "a negative prompt" if family.has_null_text else "none"
     try:
         return f"label {denoiser.null(1)['label'].item()}"
     except ValueError:

@@ -4,6 +4,7 @@ import math
 
 from torch import Tensor, nn
 
+from instil.errors import InstilError
 from instil.shapes import expand
 from instructors.adapter import Adapter
 from instructors.denoiser import Condition
@@ -27,7 +28,7 @@ class Karras(Adapter):
         classes: Number of class labels; 0 for none.
 
     Raises:
-        ValueError: As `Adapter`, or sd is not positive.
+        InstilError: As `Adapter`, or sd is not positive.
 
     Source:
         Karras et al. 2022, arXiv 2206.00364, table 1 and eq. 7.
@@ -46,7 +47,7 @@ class Karras(Adapter):
     ) -> None:
         super().__init__(network, shape, sigma_min, sigma_max, classes)
         if not 0 < sigma_data < math.inf:
-            raise ValueError(f"sigma_data {sigma_data}: expected a positive number")
+            raise InstilError(f"sigma_data {sigma_data}: expected a positive number")
         self.sigma_data = sigma_data
 
     def denoise(self, noisy: Tensor, sigma: Tensor, condition: Condition) -> Tensor:

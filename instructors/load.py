@@ -19,18 +19,15 @@ from instil.plain import is_dir, is_file, read_json
 from instil.report import note
 from instructors.codec import Autoencoder, Codec, UnitRange
 from instructors.denoiser import Condition, Denoiser
-from instructors.discrete import PREDICTIONS, DiscreteVP
 from instructors.exploding import ScoreVE
 from instructors.families import FAMILIES, OWN, Family
-from instructors.flow import Flow
-from instructors.folder import ADAPTERS, from_config
+from instructors.folder import from_config
 from instructors.prior import Prior, labels
 
 ZOO = Path(str(files("instructors") / "zoo"))
 ARCHITECTURES = Path(str(files("instructors") / "architectures"))
 AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC")
 NCSNPP = ("time_embedding_type", "center_input_sample")
-MOST_TIMES = 100_000  # of a schedule; models have a thousand
 WEIGHTS = "diffusion_pytorch_model*.safetensors"
 
 
@@ -231,7 +228,9 @@ def read_model(source: str, folder: Path, name: str, weights: bool = True) -> An
         )
     except Exception as error:  # a corrupted file surfaces as half a dozen kinds of error
         reason = " ".join(str(error).split())
-        raise InstilError(f"{source}: weights cannot be loaded ({reason})") from None
+        raise InstilError(
+            f"{source}: weights cannot be loaded ({reason}); download or save them anew"
+        ) from None
     network, info = loaded
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[kind]:
@@ -268,7 +267,7 @@ def read_autoencoder(source: str, kinds: Sequence[str]) -> Any:
 def _adapt(
     source: str, family: Family, network: Any, scheduler: dict[str, Any], side: int | None
 ) -> Denoiser:
-    """Choose the adapter by the scheduler's configuration."""
+    """The network as a denoiser, of the adapter that the scheduler's configuration asks for."""
     config = network.config
     size = side or getattr(config, "sample_size", None) or family.side
     if size is None:
@@ -288,59 +287,13 @@ def _adapt(
         module = network.get_submodule(parent)
         module.register_buffer(leaf, module._parameters.pop(leaf).detach())
     try:
-        denoiser = _by_schedule(network, scheduler, shape, classes)
-    except KeyError as error:
-        raise InstilError(f"{source}: its scheduler names no {error}") from None
-    except TypeError as error:
-        reason = str(error).partition("\n")[0]
-        raise InstilError(
-            f"{source}: its scheduler holds values of another kind ({reason})"
-        ) from None
-    except (ValueError, NotImplementedError) as error:
+        denoiser = from_config(scheduler, network, shape, classes)
+    except ValueError as error:
         raise InstilError(f"{source}: {error}") from None
     denoiser.text = tuple(family.text(config))
     if family.has_null_label:
         denoiser.set_null(Condition(label=torch.tensor([classes])))
     return denoiser
-
-
-def _by_schedule(
-    network: Any, scheduler: dict[str, Any], shape: tuple[int, ...], classes: int
-) -> Denoiser:
-    """Each branch is one kind of schedule; what none of them knows is refused.
-
-    Raises:
-        KeyError: A value is missing.
-        TypeError: One is of another kind.
-        ValueError: One makes no schedule, or the schedule is not supported.
-        NotImplementedError: diffusers does not know it.
-    """
-    name = str(scheduler.get("_class_name"))
-    prediction = scheduler.get("prediction_type", "epsilon")
-    if scheduler.get("predict_epsilon") is False:  # as the first releases of diffusers said it
-        prediction = "sample"
-    flow = name == "FlowMatchEulerDiscreteScheduler" and not scheduler.get("invert_sigmas")
-    if flow or prediction == "flow_prediction":
-        return Flow(network, shape, classes)
-    other = {
-        "EDMEulerScheduler": prediction != "epsilon",
-        "ScoreSdeVeScheduler": network.config.get("time_embedding_type") != "fourier",
-    }
-    if name in ADAPTERS and not other.get(name):
-        return from_config(scheduler, network, shape, classes)
-    if "beta_schedule" in scheduler and prediction in PREDICTIONS:
-        from diffusers import DDPMScheduler
-
-        if scheduler.get("num_train_timesteps", 1000) > MOST_TIMES:
-            raise ValueError(f"schedule: more than {MOST_TIMES:,} times")
-        schedule: Any = DDPMScheduler.from_config(scheduler)
-        return DiscreteVP(network, shape, schedule.alphas_cumprod, prediction, classes)
-    raise ValueError(
-        f"scheduler {name} with prediction type {prediction!r} is not supported; "
-        f"supported: EDMEulerScheduler (epsilon), FlowMatchEulerDiscreteScheduler, "
-        f"ScoreSdeVeScheduler (fourier), or one with a beta_schedule and a prediction type of "
-        f"{', '.join(PREDICTIONS)}"
-    )
 
 
 def _codec(source: str, folder: Path, weights: bool) -> Codec:

@@ -51,6 +51,13 @@ def prepare(
     if blending:
         others = [load(other, side, weights) for other in blending.others]
         hashes += [other.card.sha256 for other in others]
+        for other in others:
+            if not instructor.codec.same_space(other.codec):
+                raise InstilError(
+                    f"blend: samples of {other.card.source} are made into images by another codec "
+                    f"than those of {source}; blend instructors of one space"
+                )
+            _set_null_label(other.denoiser, conditioning.null_label)
         all_of_them = [denoiser, *(other.denoiser for other in others)]
         denoiser = Blend(all_of_them, blending.weights, blending.sigmas)
     if conditioning.guidance != 1 and "guidance" not in denoiser.text:
@@ -61,9 +68,10 @@ def prepare(
     if weights:
         denoiser.to(device)
         instructor.codec.to(device)
-    if conditioning != Conditioning() or blending:
+    if conditioning != Conditioning() or blending or side:
         blend = blending.model_dump(mode="json") if blending else None
-        facts = (hashes, conditioning.model_dump(mode="json"), blend, prior.prompts)
+        facts = [hashes, conditioning.model_dump(mode="json"), blend, prior.prompts]
+        facts += [side] if side else []
         sha = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
         card = replace(card, sha256=sha)
     return replace(instructor, denoiser=denoiser, prior=prior.to(device), card=card)
@@ -71,17 +79,11 @@ def prepare(
 
 def _labelled(denoiser: Denoiser, conditioning: Conditioning) -> Prior:
     """The prior over class labels."""
-    if conditioning.prompts:
-        raise InstilError("conditioning.prompts: this instructor is not conditioned on text")
-    null, shares = conditioning.null_label, conditioning.labels
-    if null is not None:
-        if null != denoiser.classes - 1:
-            raise InstilError(
-                f"conditioning.null_label: {null} is not the last of the instructor's "
-                f"{denoiser.classes} labels"
-            )
-        denoiser.classes = null
-        denoiser.set_null(Condition(label=torch.tensor([null])))
+    for key in ("prompts", "negative"):
+        if getattr(conditioning, key):
+            raise InstilError(f"conditioning.{key}: this instructor is not conditioned on text")
+    _set_null_label(denoiser, conditioning.null_label)
+    shares = conditioning.labels
     if shares is None:
         return labels(denoiser.classes)
     if not denoiser.classes:
@@ -94,6 +96,19 @@ def _labelled(denoiser: Denoiser, conditioning: Conditioning) -> Prior:
     return labels(denoiser.classes, torch.tensor(shares))
 
 
+def _set_null_label(denoiser: Denoiser, null: int | None) -> None:
+    """Make the last class label, where one is named, the null condition."""
+    if null is None:
+        return
+    if null != denoiser.classes - 1:
+        raise InstilError(
+            f"conditioning.null_label: {null} is not the last of the instructor's "
+            f"{denoiser.classes} labels"
+        )
+    denoiser.classes = null
+    denoiser.set_null(Condition(label=torch.tensor([null])))
+
+
 def _prompted(
     instructor: Instructor,
     conditioning: Conditioning,
@@ -101,7 +116,7 @@ def _prompted(
     weights: bool,
 ) -> Prior:
     """The prior over prompts."""
-    denoiser = instructor.denoiser
+    denoiser: Any = instructor.denoiser
     if conditioning.prompts is None:
         raise InstilError(
             "conditioning.prompts: this instructor is conditioned on text; "
@@ -109,22 +124,22 @@ def _prompted(
         )
     if conditioning.labels is not None or conditioning.null_label is not None:
         raise InstilError("conditioning: this instructor has prompts, no labels; leave them out")
+    family = FAMILIES[type(denoiser.network).__name__]
+    if conditioning.negative and not family.has_null_text:
+        raise InstilError(
+            "conditioning.negative: this instructor has no null condition; leave it out"
+        )
     if weights:
         prompts = read_prompts(conditioning.prompts)
         table, null = encode(instructor.card, prompts, conditioning.negative, device)
     else:
         prompts = ("",)
-        table = null = _blank(denoiser)
+        shapes = family.text(denoiser.network.config)
+        table = Condition(**{name: torch.zeros(1, *shapes[name]) for name in shapes})
+        null = table if family.has_null_text else None
     if "guidance" in denoiser.text:
         guidance = torch.full((len(prompts),), conditioning.guidance)
         table = Condition(**{**table, "guidance": guidance})
     if null is not None:
         denoiser.set_null(null)
     return Prior(table, prompts=prompts)
-
-
-def _blank(denoiser: Denoiser) -> Condition:
-    """One prompt's tensors by their shapes alone."""
-    network: Any = denoiser.network
-    shapes = FAMILIES[type(network).__name__].text(network.config)
-    return Condition(**{name: torch.zeros(1, *shape) for name, shape in shapes.items()})

@@ -14,7 +14,7 @@ from torch import Tensor
 from instil.cache import cache_folder
 from instil.checkpoint import read_tensors, write_tensors
 from instil.errors import InstilError
-from instil.plain import read_json
+from instil.plain import LARGEST, read_json, read_text
 from instructors.denoiser import Condition
 from instructors.load import Card, download, weights_hash
 
@@ -28,13 +28,10 @@ def read_prompts(path: str) -> tuple[str, ...]:
     Raises:
         InstilError: The file cannot be read or holds none.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InstilError(f"prompts: {path} cannot be read ({error})") from None
+    text = read_text(Path(path), LARGEST)
     prompts = tuple(line.strip() for line in text.splitlines() if line.strip())
     if not prompts:
-        raise InstilError(f"prompts: {path} is empty; expected a prompt per line")
+        raise InstilError(f"{path}: is empty; expected a prompt per line")
     return prompts
 
 
@@ -144,9 +141,11 @@ def _flux(pipeline: Any, prompts: list[str], negative: str | None, device: Any) 
     return {"text": text, "pooled": pooled}
 
 
-def _masked(pipeline: Any, prompts: list[str], negative: str | None, device: Any) -> Tensors:
+def _masked(
+    pipeline: Any, prompts: list[str], negative: str | None, device: Any, **more: Any
+) -> Tensors:
     text, mask, null, null_mask = pipeline.encode_prompt(
-        prompts, negative is not None, negative_prompt=negative or "", device=device
+        prompts, negative is not None, negative_prompt=negative or "", device=device, **more
     )
     if negative is None:
         return {"text": text, "mask": mask}
@@ -156,16 +155,8 @@ def _masked(pipeline: Any, prompts: list[str], negative: str | None, device: Any
 def _instructed(pipeline: Any, prompts: list[str], negative: str | None, device: Any) -> Tensors:
     # What stands before each prompt, as in a plain call of the pipeline.
     call = inspect.signature(pipeline.__call__).parameters
-    text, mask, null, null_mask = pipeline.encode_prompt(
-        prompts,
-        negative is not None,
-        negative_prompt=negative or "",
-        device=device,
-        complex_human_instruction=call["complex_human_instruction"].default,
-    )
-    if negative is None:
-        return {"text": text, "mask": mask}
-    return {"null_text": null, "null_mask": null_mask}
+    instruction = call["complex_human_instruction"].default
+    return _masked(pipeline, prompts, negative, device, complex_human_instruction=instruction)
 
 
 ENCODERS: dict[str, Callable[[Any, list[str], str | None, Any], Tensors]] = {

@@ -7,12 +7,14 @@ from torch import Tensor
 
 from instructors.denoiser import UNCONDITIONAL, Condition, Denoiser
 
+RHO = 7  # how much denser levels are towards the smallest (arXiv 2206.00364, table 1)
 
-def karras_sigmas(low: float, high: float, count: int, rho: float = 7.0) -> list[float]:
+
+def karras_sigmas(low: float, high: float, count: int) -> list[float]:
     """`count` falling noise levels from `high` to `low` and a final 0 (arXiv 2206.00364, eq. 5)."""
-    first, last = high ** (1 / rho), low ** (1 / rho)
+    first, last = high ** (1 / RHO), low ** (1 / RHO)
     steps = [first + i / max(count - 1, 1) * (last - first) for i in range(count)]
-    return [step**rho for step in steps] + [0.0]
+    return [step**RHO for step in steps] + [0.0]
 
 
 @torch.no_grad()

@@ -17,12 +17,12 @@ from instil.average import Average
 from instil.config import Config
 from instil.draws import Draws, library_seed
 from instil.errors import InstilError
+from instil.files import appearing
 from instil.levels import Levels, LogNormal
 from instil.optimizer import Adam
 from instil.shapes import expand
 from instructors.denoiser import Condition, Denoiser
 from instructors.denoising import denoising_loss
-from instructors.folder import appearing
 from instructors.karras import Karras
 from instructors.penalties import Penalty
 
@@ -52,7 +52,8 @@ class UNet(Config):
         """The network for images of `shape` (C, H, W).
 
         Raises:
-            InstilError: The sides do not halve as often as there are levels.
+            InstilError: The sides do not halve as often as there are levels, or the levels have no
+                such groups or attention.
         """
         from diffusers import UNet2DModel  # seconds to import
 
@@ -61,6 +62,16 @@ class UNet(Config):
             raise InstilError(
                 f"network.channels: {len(self.channels)} levels need sides divisible by {factor}, "
                 f"images are {shape[1]}x{shape[2]}; choose fewer levels"
+            )
+        odd = [width for width in self.channels if width % self.groups]
+        if odd:
+            raise InstilError(
+                f"network.groups: {self.groups} does not divide the {odd[0]} of network.channels"
+            )
+        if any(level >= len(self.channels) for level in self.attention):
+            raise InstilError(
+                f"network.attention: {list(self.attention)} names a level that is not there; "
+                f"network.channels has the levels 0 to {len(self.channels) - 1}"
             )
         kinds = ["Attn" if n in self.attention else "" for n in range(len(self.channels))]
         network: Any = UNet2DModel(
@@ -187,7 +198,8 @@ def fresh(recipe: TrainRecipe, images: data.Images, device: torch.device) -> Sta
     """The state before the first update: initial weights depend on `recipe.seed` alone.
 
     Raises:
-        InstilError: The network does not fit the images, or they are all one grey.
+        InstilError: The network does not fit the images, they are all one grey, or no noise level
+            is left to train.
     """
     sigma_data = round(data.to_float(images.pixels).std().item(), 3)
     if sigma_data == 0:
@@ -198,6 +210,8 @@ def fresh(recipe: TrainRecipe, images: data.Images, device: torch.device) -> Sta
     denoiser = Karras(
         network, images.shape, recipe.sigma_min, recipe.sigma_max, sigma_data, len(images.classes)
     ).to(device)
+    # Refused here, before there is a folder, if the two ranges do not meet.
+    recipe.levels.sample(torch.full((1,), 0.5), denoiser.sigma_min, denoiser.sigma_max)
     return State.fresh(denoiser, recipe)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from instil.errors import InstilError
+from instil.files import appearing
 from instil.plain import read_json
 from instil.report import write_json
 from instructors.denoiser import Denoiser
@@ -15,7 +16,7 @@ from instructors.discrete import DiscreteVP
 from instructors.exploding import ScoreVE
 from instructors.families import FAMILIES
 from instructors.flow import Flow
-from instructors.folder import appearing, is_ours, save
+from instructors.folder import is_ours, save
 from instructors.karras import Karras
 from instructors.low_rank import adapters, merged, portable
 from students.few_step import FewStep

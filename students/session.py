@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from instil import run, training
+from instil.files import appearing
 from instil.processes import on_main
-from instructors.folder import appearing
 from students.stylegan2 import StyleGAN2
 from students.train import TrainRecipe, fresh, train
 

@@ -38,15 +38,11 @@ def test_betas_written_as_integers_are_floats():
 
 def test_all_faults_are_reported_at_once_with_dotted_keys():
     lines = faults(train={"stepz": 3, "batch": 1.5}, levels={"kind": "log_normal", "std": -1})
-    assert lines == [
+    assert sorted(lines) == [
         "levels.std: input should be greater than 0, got -1",
         "train.batch: input should be a valid integer, got 1.5",
         "train.stepz: unknown key; did you mean train.steps?",
-    ] or set(lines) == {
-        "levels.std: input should be greater than 0, got -1",
-        "train.batch: input should be a valid integer, got 1.5",
-        "train.stepz: unknown key; did you mean train.steps?",
-    }
+    ]
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,16 @@ import pytest
 import torch
 from scipy import stats
 
-from instil.draws import Draws
+from instil.draws import _GOLDEN, Draws, _mix, _signed
 
 SHAPE = (3, 5, 7)
+
+
+def test_the_hash_is_splitmix64():
+    """The first numbers of the published generator from the seed 1234567."""
+    published = [6457827717110365317, 3203168211198807973, 9817491932198370423]
+    states = torch.tensor([_signed(1234567 + k * _GOLDEN) for k in (1, 2, 3)])
+    assert _mix(states).tolist() == [_signed(number) for number in published]
 
 
 def test_a_sample_is_the_same_alone_in_a_batch_and_on_another_process():

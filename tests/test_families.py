@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from accelerate import Accelerator
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 
 from distill.fake_score import full_copy
 from distill.recipe import Method
@@ -68,6 +68,26 @@ def test_inspect_says_what_it_is(kind, tiny_pipeline, tmp_path, capsys):
         **dict.fromkeys(set(TEXT) - {"flux"}, "a negative prompt"),
     }.get(kind, "none")
     assert adapter in capsys.readouterr().out
+
+
+def test_a_flux_without_guidance_has_no_null_condition(tmp_path, capsys):
+    network = FluxTransformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        pooled_projection_dim=8,
+        guidance_embeds=False,
+        axes_dims_rope=(2, 2, 4),
+    )
+    network.save_pretrained(tmp_path)
+    FlowMatchEulerDiscreteScheduler().save_pretrained(tmp_path)
+    assert main(["inspect", str(tmp_path), "--json", str(tmp_path / "facts.json")]) == 0
+    facts = json.loads((tmp_path / "facts.json").read_text())
+    assert facts["conditions"] == ["text", "pooled"]
+    assert facts["null_condition"] == "none"
 
 
 @pytest.mark.parametrize("kind", FAMILIES)

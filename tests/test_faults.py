@@ -18,6 +18,7 @@ from distill.watch import Watch
 from eval.plots import run_curves
 from instil import checkpoint
 from instil.errors import InstilError, command
+from instil.files import write_text
 from instil.report import Monitor, save_picture
 from instructors.karras import Karras
 from students.export import export
@@ -51,7 +52,7 @@ def save_tensors(folder):
 
 
 def save_text(folder):
-    checkpoint.write_text(folder / "text.json", "long" * 1000)
+    write_text(folder / "text.json", "long" * 1000)
 
 
 def save_image(folder):

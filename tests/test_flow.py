@@ -186,7 +186,10 @@ class Oracle(nn.Module):
 
 ZERO_SNR = {"rescale_betas_zero_snr": True}
 EVERY = [
-    *((name, {}) for name in ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")),
+    *(
+        (name, {})
+        for name in ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace")
+    ),
     ("linear", ZERO_SNR),
     ("scaled_linear", ZERO_SNR),
 ]

@@ -11,8 +11,12 @@ from diffusers import AutoencoderKL, DDPMPipeline, DDPMScheduler, UNet1DModel
 from safetensors.torch import save_file
 
 from distill.__main__ import main as distill
+from instil.errors import InstilError
 from instructors.__main__ import main
-from instructors.load import locate
+from instructors.conditioning import Blending, Conditioning
+from instructors.denoiser import class_labels
+from instructors.load import load, locate
+from instructors.prepare import prepare
 
 
 class Harmful:
@@ -136,8 +140,18 @@ WRONG = {
         "this instructor is not conditioned on text",
     ),
     "no prompts": ("sd", [], "expected a text file with a prompt per line"),
-    "missing prompts": ("sd", ["conditioning.prompts=nowhere.txt"], "nowhere.txt cannot be read"),
+    "missing prompts": ("sd", ["conditioning.prompts=nowhere.txt"], "nowhere.txt: cannot be read"),
     "empty prompts": ("sd", ["conditioning.prompts={tmp}/empty.txt"], "is empty"),
+    "a negative prompt for labels": (
+        "labels",
+        ["conditioning.negative=blurry"],
+        "conditioning.negative: this instructor is not conditioned on text",
+    ),
+    "a negative prompt without null": (
+        "flux",
+        ["side=4", "conditioning={{prompts: {tmp}/p.txt, negative: blurry}}"],
+        "conditioning.negative: this instructor has no null condition; leave it out",
+    ),
     "labels for text": (
         "sd",
         ["conditioning={{prompts: {tmp}/p.txt, labels: [1]}}"],
@@ -187,6 +201,42 @@ def test_the_last_label_may_be_the_null_condition(tiny_pipeline, tmp_path, capsy
     base = ["digits", f"instructor={folder}", "--dry-run", "--json", str(tmp_path / "plan.json")]
     assert distill([*base, *words]) == 0
     assert "4 classes" in json.loads((tmp_path / "plan.json").read_text())["samples"]
+
+
+def test_instructors_of_other_spaces_are_not_blended(tiny_pipeline, tmp_path):
+    """Images in [0, 1] beside those in [-1, 1]; latents of another scale beside the same ones."""
+    latent, same, other = tiny_pipeline("dit"), tmp_path / "same", tmp_path / "other"
+    shutil.copytree(latent, same)
+    shutil.copytree(latent, other)
+    config = other / "vae" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"scaling_factor": 0.5}))
+
+    def blended(one, two):
+        blending = Blending(others=(str(two),), weights=((0.5, 0.5),))
+        return prepare(str(one), Conditioning(), blending).denoiser
+
+    assert blended(latent, same).evaluations == 2
+    for one, two in ((latent, other), (tiny_pipeline("unconditional"), tiny_pipeline("ncsnpp"))):
+        with pytest.raises(InstilError, match=f"samples of {two} are made into images by another"):
+            blended(one, two)
+
+
+def test_a_null_label_is_that_of_every_instructor(tiny_pipeline):
+    folder = str(tiny_pipeline("labels"))
+    blending = Blending(others=(folder,), weights=((0.5, 0.5),))
+    found = prepare(folder, Conditioning(null_label=4, guidance=2.0), blending).denoiser
+    assert (found.classes, found.evaluations) == (4, 4)
+    one = prepare(folder, Conditioning(null_label=4, guidance=2.0)).denoiser
+    arguments = torch.randn(3, 3, 8, 8), torch.ones(3), class_labels(4, torch.arange(3))
+    with torch.no_grad():  # half of each of two that are the same
+        torch.testing.assert_close(found(*arguments), one(*arguments))
+
+
+def test_the_hash_covers_what_samples_depend_on():
+    asked = [(Conditioning(), None), (Conditioning(), 16), (Conditioning(labels=(1.0,) * 10), 16)]
+    found = [prepare("digits", conditioning, side=side).card.sha256 for conditioning, side in asked]
+    assert len(set(found)) == 3
+    assert found[0] == load("digits").card.sha256
 
 
 def test_only_the_needed_files_are_downloaded(monkeypatch, unet, tmp_path):

@@ -217,6 +217,18 @@ def test_early_stopping_keeps_the_least_loss():
         assert path[step] == pytest.approx(kept)
 
 
+@pytest.mark.parametrize(("count", "share", "held"), [(2, 0.2, 1), (10, 0.2, 2), (3, 0.99, 2)])
+def test_early_stopping_leaves_samples_on_both_sides(count, share, held):
+    seen, deciding = EarlyStopping(share=share).split(count, seed=0)
+    assert len(deciding) == held
+    assert sorted([*seen.tolist(), *deciding.tolist()]) == list(range(count))
+
+
+def test_one_sample_cannot_decide_when_to_stop():
+    with pytest.raises(InstilError, match=r"stopping: 1 sample\(s\) cannot be split"):
+        EarlyStopping().split(1, seed=0)
+
+
 @pytest.mark.parametrize("classes", [0, 3, 5])
 def test_relabelled_source_is_the_source_under_its_mean_class(classes):
     source = load("digits-0-4").denoiser

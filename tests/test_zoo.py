@@ -5,12 +5,13 @@ import re
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from eval.images import instructor_sampler
 from eval.protocol import Protocol
 from eval.yardstick import Yardstick
 from instil.config import load_recipe
-from instructors.__main__ import RECIPES
+from instructors.__main__ import RECIPES, main
 from instructors.load import ZOO, load, zoo
 from instructors.train import TrainRecipe
 
@@ -38,6 +39,35 @@ def test_size_and_card(name):
     assert f"Data: `{data}`" in card
     assert f"Seed {seed}; {steps} updates of {recipe.batch} images in" in card
     assert re.search(r"date 20\d\d-\d\d-\d\d", card)
+
+
+@pytest.mark.parametrize("name", REFERENCES | MNIST)
+def test_inspect_says_what_is_in_the_folder(name, tmp_path):
+    unet = ZOO / name / "unet"
+    tensors = load_file(unet / "diffusion_pytorch_model.safetensors")
+    config = json.loads((unet / "config.json").read_text())
+    levels = json.loads((ZOO / name / "scheduler" / "scheduler_config.json").read_text())
+    side = config["sample_size"]
+    assert main(["inspect", name, "--json", str(tmp_path / "facts.json")]) == 0
+    facts = json.loads((tmp_path / "facts.json").read_text())
+    assert facts.pop("sha256")
+    assert facts == {
+        "source": name,
+        "network": "UNet2DModel",
+        "parameters": sum(tensor.numel() for tensor in tensors.values()),
+        "adapter": "Karras",
+        "prediction": "EDM's F",
+        "learned_variance": False,
+        "shape": [1, side, side],
+        "image_shape": [1, side, side],
+        "sigma_min": levels["sigma_min"],
+        "sigma_max": levels["sigma_max"],
+        "classes": len(tensors["class_embedding.weight"]),
+        "conditions": ["label"],
+        "null_condition": "none",
+        "codec": "none",
+        "licence": "apache-2.0",
+    }
 
 
 @pytest.mark.slow
