@@ -1,6 +1,7 @@
 """Transfer of a latent variable: the law of U from the source, a small map from the target."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from benchmarks.harness import Rows
 from benchmarks.theory.experiment import Experiment
 from eval.curves import Estimate
+from eval.distances import density_distances, wasserstein2
 from instil.draws import Draws
 from instil.early import EarlyStopping
 from instil.optimizer import Adam
@@ -103,7 +105,7 @@ def mixtures(source: int, target: int, repeats: int) -> dict[str, dict[str, Any]
 
 
 class Affine(nn.Module):
-    """A frozen flow seen through x = A u + b: log-densities alone."""
+    """A frozen flow seen through x = A u + b."""
 
     def __init__(self, flow: CouplingFlow) -> None:
         super().__init__()
@@ -116,6 +118,11 @@ class Affine(nn.Module):
         """(B,) nats."""
         u = (x - self.shift) @ self.inverse.mT
         return self.flow.log_prob(u) + torch.linalg.slogdet(self.inverse)[1]
+
+    @torch.no_grad()
+    def sample(self, seeds: Sequence[int]) -> Tensor:
+        """(len(seeds), d), sample k a function of seed k."""
+        return torch.linalg.solve(self.inverse, self.flow.sample(seeds).mT).mT + self.shift
 
     @torch.no_grad()
     def start(self, x: Tensor, turns: int = 36) -> None:
@@ -182,10 +189,10 @@ def spline_flow(samples: Tensor, steps: int) -> CouplingFlow:
 
 
 @torch.no_grad()
-def excess(flow: CouplingFlow | Affine, bend: float) -> Estimate:
-    """KL from a target's law, nats."""
+def distances(flow: CouplingFlow | Affine, bend: float) -> tuple[Estimate, Estimate, float]:
+    """KL in nats, total variation and W2 from a target's law."""
     x, density = target(2000, 3, bend)
-    return Estimate.of(density - flow.log_prob(x))
+    return *density_distances(density, flow.log_prob(x)), wasserstein2(x, flow.sample(range(2000)))
 
 
 def unconditional(scale: float) -> Found:
@@ -197,24 +204,30 @@ def unconditional(scale: float) -> Found:
         row = {"x": "two Gaussians", "n_t": str(count)}
         for arm, each in found.items():
             row |= {f"{arm}: counted": f"{each['law']:.4f}", arm: str(each["simulated"])}
+            row |= {f"{arm}: TV": "", f"{arm}: W2": ""}
             if count == 400:
                 near.append(abs(each["simulated"].value / each["law"] - 1) < 0.2)
         facts[f"mixture {count}"] = {
             arm: {"law": each["law"], "simulated": each["simulated"].value}
             for arm, each in found.items()
         }
-        rows.append(row)
+        rows.append(row | {"W2 of two samples": ""})
     samples, steps = max(1000, round(4000 * scale)), max(150, round(500 * scale))
     source = spline_flow(ring(samples, 1)[0], steps)
     for bend in (0.0, 0.15):
+        floor = wasserstein2(target(2000, 3, bend)[0], target(2000, 4, bend)[0])
         for count in (20, 100, 1000):
             x = target(count, 2, bend)[0]
-            moved = excess(Affine(source).fit(x, 300), bend)
-            fresh = excess(spline_flow(x, steps), bend)
             name = "ring, bent" if bend else "ring, affine map"
-            row = {"x": name, "n_t": str(count), "scratch: counted": "", "scratch": str(fresh)}
-            rows.append(row | {"transfer: counted": "", "transfer": str(moved)})
-            facts[f"{name} {count}"] = {"scratch": fresh.value, "transfer": moved.value}
+            fitted = {"scratch": spline_flow(x, steps), "transfer": Affine(source).fit(x, 300)}
+            row, values = {"x": name, "n_t": str(count)}, {}
+            for arm, flow in fitted.items():
+                kl, variation, transport = distances(flow, bend)
+                row |= {f"{arm}: counted": "", arm: str(kl)}
+                row |= {f"{arm}: TV": str(variation), f"{arm}: W2": f"{transport:.3f}"}
+                values |= {arm: kl.value, f"{arm} TV": variation.value, f"{arm} W2": transport}
+            rows.append(row | {"W2 of two samples": f"{floor:.3f}"})
+            facts[f"{name} {count}"] = values
     few, many = facts["ring, affine map 20"], facts["ring, bent 1000"]
     helps = few["transfer"] < few["scratch"]
     return rows, facts | {
