@@ -95,7 +95,16 @@ def floats(samples: Tensor) -> Tensor:
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Float in [-1, 1] to uint8, rounded and clipped as diffusers does when it makes pictures."""
+    """Float in [-1, 1] to uint8, rounded and clipped as diffusers does when it makes pictures.
+
+    Raises:
+        FloatingPointError: Some value is no number; as a byte it would look like one.
+    """
+    if not images.isfinite().all():
+        raise FloatingPointError(
+            f"{(~images.isfinite()).sum()} of {images.numel()} values of generated images are not "
+            "finite; take weights of an earlier checkpoint, or float32"
+        )
     return ((images.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
 
 

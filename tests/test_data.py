@@ -47,6 +47,8 @@ def test_quantisation_is_exact_on_its_own_levels():
     assert torch.equal(data.to_uint8(data.to_float(levels)), levels)
     beyond = torch.tensor([-2.0, 1.5])
     assert data.to_uint8(beyond).tolist() == [0, 255]
+    with pytest.raises(FloatingPointError, match="2 of 3 values of generated images are not fin"):
+        data.to_uint8(torch.tensor([float("nan"), 0.0, float("inf")]))
 
 
 @pytest.fixture

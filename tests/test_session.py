@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from distill.__main__ import main
+from distill.divergences import SiD
 from instil.run import accelerator_for
 
 ROOT = Path(__file__).parents[1]
@@ -163,6 +164,36 @@ def test_non_finite_gradients_stop_the_run_and_are_never_saved(tiny, tmp_path, c
     error = capsys.readouterr().err
     assert "stopped: step" in error
     assert "gradients are not finite; last good checkpoint:" in error
+    for name, tensor in weights(tmp_path / "runs" / "digits").items():
+        assert tensor.isfinite().all(), name
+
+
+@pytest.mark.parametrize("where", ["sample", "instructor", "loss"])
+def test_what_is_no_number_stops_the_run_wherever_it_comes_from(
+    tiny, tmp_path, capsys, weights, monkeypatch, where
+):
+    calls = 0
+
+    def at_the_fourth(value):
+        nonlocal calls
+        calls += 1
+        return value * float("nan") if calls == 4 else value
+
+    plain = SiD.__call__
+
+    def call(self, sample, sigma, instructor, fake):
+        if where == "instructor":
+            instructor = at_the_fourth(instructor)
+        elif where == "sample":
+            sample = at_the_fourth(sample)
+        loss = plain(self, sample, sigma, instructor, fake)
+        return at_the_fourth(loss) if where == "loss" else loss
+
+    monkeypatch.setattr(SiD, "__call__", call)
+    assert main([*tiny, "evaluation.extractor=null"]) == 1
+    error = capsys.readouterr().err
+    assert "stopped: step 4 or just before: gradients are not finite" in error
+    assert str(tmp_path / "runs" / "digits" / "checkpoints" / "step-00000002") in error
     for name, tensor in weights(tmp_path / "runs" / "digits").items():
         assert tensor.isfinite().all(), name
 
