@@ -9,6 +9,7 @@ from distill.preflight import check, read, settle
 from distill.recipe import Recipe
 from instil.config import load_recipe
 from instil.errors import InstilError, command
+from instil.outputs import check_output
 from instil.plain import is_file
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -38,11 +39,12 @@ def main(argv: list[str] | None = None) -> int:
         "--speed", type=float, metavar="IMAGES/S", help="of a process: --dry-run says the hours"
     )
     parser.add_argument("--images", type=float, metavar="N", help="that the hours are for")
-    parser.add_argument("--json", metavar="PATH", help="also write the final table there")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="also write the final table there")
     arguments = parser.parse_intermixed_args(argv)
     if "=" in (arguments.resume or ""):  # `--resume train.steps=9`: a change, not a folder
         arguments.arguments.append(arguments.resume)
         arguments.resume = ""
+    check_output("--json", arguments.json)
     recipe = _recipe(arguments.arguments, arguments.resume)
     if arguments.check:
         print(f"{recipe.name}: the recipe is sound")
@@ -56,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         return _dry_run(recipe, arguments)
     report = session(recipe, arguments.resume)
     if arguments.json and os.environ.get("RANK", "0") == "0":
-        write_json(Path(arguments.json), report)
+        write_json(arguments.json, report)
     return 0
 
 
@@ -99,7 +101,7 @@ def _dry_run(recipe: Recipe, arguments: argparse.Namespace) -> int:
     )
     show(f"{recipe.name}: nothing was run", rows(facts))
     if arguments.json:
-        write_json(Path(arguments.json), facts)
+        write_json(arguments.json, facts)
     return 0
 
 

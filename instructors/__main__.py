@@ -7,6 +7,7 @@ from pathlib import Path
 
 from instil.config import load_recipe
 from instil.errors import InstilError, command
+from instil.outputs import check_output
 from instil.report import note
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -42,6 +43,8 @@ def main(argv: list[str] | None = None) -> int:
     convert.add_argument("--vae", metavar="DIR", help="the autoencoder of a model of latents")
     convert.add_argument("--json", type=Path, metavar="PATH", help="also write the table there")
     arguments = parser.parse_args(argv)
+    if arguments.command in ("inspect", "convert"):
+        check_output("--json", arguments.json)
     if arguments.command == "inspect":
         return _inspect(arguments.source, arguments.json)
     if arguments.command == "convert":

@@ -267,6 +267,10 @@ BAD = {
     "resume from nowhere": (["--resume", "{tmp}"], "no complete checkpoint there"),
     "corrupted safetensors": (corrupt, "weights cannot be loaded"),
     "unwritable run folder": (forbid, "cannot be created"),
+    "a report without a folder": (
+        ["--json", "nowhere/r.json"],
+        "--json nowhere/r.json: there is no folder nowhere",
+    ),
 }
 
 
