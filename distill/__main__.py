@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         "--speed", type=float, metavar="IMAGES/S", help="of a process: --dry-run says the hours"
     )
     parser.add_argument("--images", type=float, metavar="N", help="that the hours are for")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="also write the final table there")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="also write the table there")
     arguments = parser.parse_intermixed_args(argv)
     if "=" in (arguments.resume or ""):  # `--resume train.steps=9`: a change, not a folder
         arguments.arguments.append(arguments.resume)
