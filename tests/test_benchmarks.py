@@ -10,6 +10,7 @@ from benchmarks import disjoint, ring
 from benchmarks.authors_loop import AuthorsLoop
 from benchmarks.convergence import reached
 from benchmarks.harness import paired
+from benchmarks.reliability.documented import commands, words
 from benchmarks.reliability.traces import differences, phase
 from distill.__main__ import RECIPES
 from distill.divergences import IKL
@@ -118,3 +119,18 @@ def test_the_driver_of_kills_sees_what_is_not_whole_and_where_a_run_was(tmp_path
     faults = differences(run, reference)
     for folder, message in ((one, "not the weights"), (two, "not a whole"), (three, "is missing")):
         assert any(str(folder) in fault and message in fault for fault in faults)
+
+
+def test_a_pages_commands_are_those_of_its_blocks_and_tables(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "```bash\npython -m eval fid \\\n    --images 'a b'  # why\n```\n`python -m eval prose`\n"
+        "| `./launch.sh digits` | `digits` | `python -m eval … --out p.json` |\n"
+        "```python\nimport eval\n```\n"
+    )
+    found = [*commands(page)]
+    assert [words(line) for line in found] == [
+        ["eval", "fid", "--images", "a b"],
+        ["distill", "digits"],
+    ]
+    assert words("NUM_PROCESSES=2 ./launch.sh digits") is None  # more than one process
