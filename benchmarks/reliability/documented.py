@@ -76,7 +76,7 @@ SHORTER = {
     "eval transfer": "--samples 40 steps=4",
     "eval preflight": "steps=4",
     "--folds 1": "--samples 100 --draws 1",
-    "eval horizon": "--samples 100 --draws 1 steps=4",
+    "eval horizon": "steps=4 --samples 100 --draws 1",
     "students train": "steps=4",
 }
 LEFT_OUT = {
