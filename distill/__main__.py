@@ -7,7 +7,7 @@ from pathlib import Path
 
 from distill.preflight import check, read, settle
 from distill.recipe import Recipe
-from instil.config import load_recipe
+from instil.config import load_recipe, recipe_names
 from instil.errors import InstilError, command
 from instil.outputs import check_output
 from instil.plain import is_file
@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="accelerate launch -m distill",
         description=__doc__,
-        epilog=f"recipes: {', '.join(sorted(path.stem for path in RECIPES.glob('*.yaml')))}",
+        epilog=f"recipes: {recipe_names(RECIPES)}",
     )
     parser.add_argument(
         "arguments",

@@ -225,8 +225,9 @@ def show_report(report: dict[str, Any]) -> None:
         if name:
             found = report[who]
             row[name] = f"{found['fd']['mean']:.3f} ± {found['fd']['std']:.3f}"
-            if "fd_matched" in found:
-                row[f"at n={report['floor_n']}"] = f"{found['fd_matched']['mean']:.3f}"
+            if report["floor"] is not None:
+                matched = f"{found['fd_matched']['mean']:.3f}" if "fd_matched" in found else "-"
+                row[f"at n={report['floor_n']}"] = matched
             for key in ("precision", "recall", "copies"):
                 row[key] = f"{found[key]['mean']:.3f}" if key in found else "-"
             row["images/s"] = f"{found['images_per_second']:,.0f}"

@@ -162,6 +162,11 @@ def validate(model: type[C], content: Mapping[str, Any]) -> C:
         raise InstilError("\n".join(_explain(model, fault) for fault in error.errors())) from None
 
 
+def recipe_names(folder: Path) -> str:
+    """The named recipes in a folder, as messages and help texts list them."""
+    return ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
+
+
 def load_recipe(model: type[C], source: str | None, overrides: Iterable[str], folder: Path) -> C:
     """A recipe by name or path, with `key.path=value` on top.
 
@@ -179,9 +184,9 @@ def load_recipe(model: type[C], source: str | None, overrides: Iterable[str], fo
         named = folder / f"{source}.yaml"
         path = named if plain.is_file(named) and not plain.is_file(source) else Path(source)
         if not plain.is_file(path):
-            names = sorted(file.stem for file in folder.glob("*.yaml"))
-            near = difflib.get_close_matches(source, names, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"named ones: {', '.join(names)}"
+            names = recipe_names(folder)
+            near = difflib.get_close_matches(source, names.split(", "), n=1)
+            hint = f"did you mean {near[0]}?" if near else f"named ones: {names}"
             raise InstilError(f"{source}: no such recipe; {hint}")
         content = read_yaml(path)
     return validate(model, merge(content, read_overrides(overrides)))
@@ -197,7 +202,7 @@ def _explain(model: type[Config], fault: Any) -> str:
         hint = f"did you mean {prefix}{near[0]}?" if near else f"known keys: {', '.join(known)}"
         return f"{key}: unknown key; {hint}"
     if fault["type"] == "missing":
-        return f"{key}: missing"
+        return f"{key}: missing; give {key}=…"
     if fault["type"] in ("union_tag_invalid", "union_tag_not_found"):
         expected = fault["ctx"].get("expected_tags", "a mapping with a kind")
         tag = fault["ctx"].get("tag")

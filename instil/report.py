@@ -158,15 +158,36 @@ def track(parts: Sequence[P], label: str | None) -> Iterator[P]:
 
 
 def show(title: str, rows: Sequence[Mapping[str, str]]) -> None:
-    """Print a table to stdout; the keys of the first row are its columns."""
+    """Print a table to stdout; the keys of the first row are its columns.
+
+    One that is too wide for the terminal stands on its side, if it fits that way.
+    """
     console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
     console.print(title)
+    without_end = console.options.update(width=10_000)
+    tables = [_table(rows), _table(_turned(rows))]
+    fitting = (
+        t for t in tables if console.measure(t, options=without_end).maximum <= console.width
+    )
+    console.print(next(fitting, tables[0]))
+
+
+def _table(rows: Sequence[Mapping[str, str]]) -> Table:
     table = Table()
     for number, key in enumerate(rows[0]):
         table.add_column(key, justify="left" if number == 0 else "right", no_wrap=number == 0)
     for row in rows:
         table.add_row(*row.values())
-    console.print(table)
+    return table
+
+
+def _turned(rows: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """Rows as columns, which takes names that differ; else the rows as they are."""
+    first, *others = rows[0]
+    names = [row[first] for row in rows]
+    if len(set(names)) < len(names) or not others:
+        return [dict(row) for row in rows]
+    return [{first: key} | {row[first]: row[key] for row in rows} for key in others]
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

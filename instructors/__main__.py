@@ -5,7 +5,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from instil.config import load_recipe
+from instil.config import load_recipe, recipe_names
 from instil.errors import InstilError, command
 from instil.outputs import check_output
 from instil.report import note
@@ -18,7 +18,12 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit code, 2 for bad input."""
     parser = argparse.ArgumentParser(prog="python -m instructors", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    train = commands.add_parser("train", help="train an instructor on images")
+    train = commands.add_parser(
+        "train",
+        help="train an instructor on images",
+        description="Train an instructor on a folder, .zip, .npz or embedded set of images.",
+        epilog=f"recipes: {recipe_names(RECIPES)}",
+    )
     train.add_argument("recipe", nargs="?", help="a named recipe, a YAML file, or key=value")
     train.add_argument("overrides", nargs="*", metavar="key=value", help="such as data=photos/")
     train.add_argument(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from instil.config import load_recipe, read_overrides, validate
+from instil.config import load_recipe, read_overrides, recipe_names, validate
 from instil.errors import InstilError, command
 from instil.outputs import check_output
 from instil.report import note, show, write_json
@@ -28,7 +28,11 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
 
     train = commands.add_parser(
-        "train", help="train a small GAN: something to refine", allow_abbrev=False
+        "train",
+        help="train a small GAN: something to refine",
+        description="Train a small GAN on a folder, .zip, .npz or embedded set of images.",
+        epilog=f"recipes: {recipe_names(RECIPES)}",
+        allow_abbrev=False,
     )
     train.add_argument("recipe", nargs="?", help="a named recipe, a YAML file, or key=value")
     train.add_argument("overrides", nargs="*", metavar="key=value", help="such as data=photos/")

@@ -12,6 +12,7 @@ from benchmarks import disjoint, ring
 from benchmarks.authors_loop import AuthorsLoop
 from benchmarks.convergence import reached
 from benchmarks.harness import paired
+from benchmarks.reliability.documented import commands, words
 from benchmarks.reliability.matrix import counts, lower_bounds
 from benchmarks.reliability.traces import differences, phase
 from distill.__main__ import RECIPES
@@ -202,3 +203,18 @@ def test_pytests_last_line_is_counted():
     said = "FAILED a - 7 passed\n2 failed, 30 passed, 4 skipped, 9 deselected, 1 error in 3.21s"
     assert counts(said) == {"passed": 30, "failed": 3, "skipped": 4}
     assert counts("1 passed, 2 errors in 0.10s")["failed"] == 2
+
+
+def test_a_pages_commands_are_those_of_its_blocks_and_tables(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "```bash\npython -m eval fid \\\n    --images 'a b'  # why\n```\n`python -m eval prose`\n"
+        "| `./launch.sh digits` | `digits` | `python -m eval … --out p.json` |\n"
+        "```python\nimport eval\n```\n"
+    )
+    found = [*commands(page)]
+    assert [words(line) for line in found] == [
+        ["eval", "fid", "--images", "a b"],
+        ["distill", "digits"],
+    ]
+    assert words("NUM_PROCESSES=2 ./launch.sh digits") is None  # more than one process

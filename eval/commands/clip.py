@@ -11,7 +11,7 @@ from instil.errors import InstilError
 def add(commands: Any) -> None:
     """Declare the command."""
     parser = commands.add_parser(
-        "clip", help="how well images fit their prompts", allow_abbrev=False
+        "clip", help="how well images fit their prompts", description=__doc__, allow_abbrev=False
     )
     parser.add_argument("--images", required=True, metavar="SOURCE", help="as for fid")
     parser.add_argument(

@@ -11,7 +11,10 @@ from instil.outputs import check_output
 def add(commands: Any) -> None:
     """Declare the command."""
     parser = commands.add_parser(
-        "extractor", help="train an offline feature extractor", allow_abbrev=False
+        "extractor",
+        help="train an offline feature extractor",
+        description=__doc__,
+        allow_abbrev=False,
     )
     parser.add_argument("--data", required=True, metavar="SOURCE", help="images with classes")
     parser.add_argument("--held-out", required=True, metavar="SOURCE", help="for the accuracy")

@@ -16,6 +16,7 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "fid",
         help="distance of images, or of an instructor's samples, to a reference",
+        description=__doc__,
         allow_abbrev=False,
     )
     what = parser.add_mutually_exclusive_group(required=True)

@@ -14,6 +14,7 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "horizon",
         help="up to which noise level a diffusion model is worth running",
+        description=__doc__,
         allow_abbrev=False,
     )
     parser.add_argument(

@@ -11,7 +11,10 @@ from instil.outputs import check_output
 def add(commands: Any) -> None:
     """Declare the command."""
     parser = commands.add_parser(
-        "latents", help="may this frozen latent space be used on that data?", allow_abbrev=False
+        "latents",
+        help="may this frozen latent space be used on that data?",
+        description=__doc__,
+        allow_abbrev=False,
     )
     parser.add_argument("--source", required=True, help="images the latent space was made for")
     parser.add_argument("--target", required=True, help="images it would be used on")

@@ -14,6 +14,7 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "preflight",
         help="latents, horizon and transfer at once, and what follows for a distillation",
+        description=__doc__,
         allow_abbrev=False,
     )
     parser.add_argument("--instructor", required=True, metavar="SOURCE")

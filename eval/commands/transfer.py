@@ -14,6 +14,7 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "transfer",
         help="does this instructor help on those images, and how should it be adapted?",
+        description=__doc__,
         allow_abbrev=False,
     )
     parser.add_argument("--instructor", required=True, metavar="SOURCE", help="the source")

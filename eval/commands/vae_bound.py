@@ -12,6 +12,7 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "vae-bound",
         help="a generalisation bound of a variational autoencoder, beside what it bounds",
+        description=__doc__,
         allow_abbrev=False,
     )
     parser.add_argument(
