@@ -87,7 +87,7 @@ def run(arguments: argparse.Namespace) -> tuple[Rows, dict[str, Any]]:
     with tempfile.TemporaryDirectory() as name:
         looks = looked_at(Path(name), arguments.minutes, arguments.processes, arguments.every)
     note(f"{looks[-1]['step']} updates in {looks[-1]['seconds'] / 60:.0f} minutes")
-    edges = np.linspace(looks[0]["seconds"] - 1e-6, looks[-1]["seconds"], PARTS + 1)
+    edges = np.linspace(looks[0]["seconds"], looks[-1]["seconds"], PARTS + 1)
     seconds = np.array([look["seconds"] for look in looks])
     parts = [np.flatnonzero((seconds > a) & (seconds <= b)) for a, b in pairwise(edges)]
     resident = [_mean(looks, part, "resident") for part in parts]
