@@ -78,7 +78,7 @@ def misbehave(number, folder):
 
 
 def test_the_sandbox_sees_every_kind_of_fault(monkeypatch):
-    monkeypatch.setattr("benchmarks.reliability.sandbox.SECONDS", 0.5)
+    monkeypatch.setattr("benchmarks.reliability.sandbox.SECONDS", 3.0)
     found = list(hunt(misbehave, range(8)))
     reasons = ("KeyError", "not done in", "MB", "left something", "no", "exit code 3", "", "Memory")
     assert [each.number for each in found] == list(range(8))

@@ -40,10 +40,15 @@ class Small:
         self.update()
 
     def update(self) -> None:
-        """One step of everything."""
+        """One step of everything, along gradients that are drawn.
+
+        Torch may refuse to compute them in a process forked from one that has computed others.
+        """
         for network, adam in zip(self.networks.values(), self.adams.values(), strict=True):
-            adam.zero_grad()
-            network(torch.randn(5, 3)).square().sum().backward()
+            with torch.no_grad():
+                network(torch.randn(5, 3))  # running statistics
+            for parameter in network.parameters():
+                parameter.grad = torch.randn_like(parameter)
             adam.step()
 
     def modules(self) -> dict[str, nn.Module]:
