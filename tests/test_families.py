@@ -70,18 +70,9 @@ def test_inspect_says_what_it_is(kind, tiny_pipeline, tmp_path, capsys):
     assert adapter in capsys.readouterr().out
 
 
-def test_a_flux_without_guidance_has_no_null_condition(tmp_path, capsys):
-    network = FluxTransformer2DModel(
-        in_channels=16,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        joint_attention_dim=16,
-        pooled_projection_dim=8,
-        guidance_embeds=False,
-        axes_dims_rope=(2, 2, 4),
-    )
+def test_a_flux_without_guidance_has_no_null_condition(tiny_pipeline, tmp_path):
+    guided = FluxTransformer2DModel.load_config(tiny_pipeline("flux") / "transformer")
+    network = FluxTransformer2DModel.from_config(guided | {"guidance_embeds": False})
     network.save_pretrained(tmp_path)
     FlowMatchEulerDiscreteScheduler().save_pretrained(tmp_path)
     assert main(["inspect", str(tmp_path), "--json", str(tmp_path / "facts.json")]) == 0
