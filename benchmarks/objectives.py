@@ -1,9 +1,9 @@
-"""Every divergence under one budget: on the embedded digits, and on a ring of eight Gaussians.
+"""Every divergence under one budget, on the embedded digits.
 
     python -m benchmarks.objectives [--steps N] [--seeds K] [--json PATH]
 
-On the digits all else is the shipped recipe: levels, start, rates, averages. On the ring the
-instructor is exact, so that whatever is missing is the objective's.
+All else is the shipped recipe: levels, start, rates, averages. `benchmarks.ring` is likewise, with
+an exact instructor.
 """
 
 import argparse
@@ -12,12 +12,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
-from benchmarks import ring
 from benchmarks.harness import Rows, command, deviation
 from benchmarks.runs import OPTIONS, Run, distilled
-from instil.report import note, show
 
 DIVERGENCES: dict[str, dict[str, Any]] = {
     "ikl": {"kind": "ikl"},
@@ -48,33 +44,7 @@ def summary(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def run(arguments: argparse.Namespace) -> tuple[Rows, dict[str, Any]]:
-    """Both tables."""
-    torch.set_num_threads(1)
-    on_ring: dict[str, Any] = {}
-    for name, divergence in DIVERGENCES.items():
-        note(f"ring, {name}")
-        seeds = [
-            ring.distil(divergence, seed, arguments.ring_steps) for seed in range(arguments.seeds)
-        ]
-        on_ring[name] = {
-            key: {"mean": statistics.mean(v), "std": deviation(v)}
-            for key in seeds[0]
-            if (v := [found[key] for found in seeds])
-        }
-    show(
-        f"Ring of eight Gaussians, {arguments.ring_steps} updates, {arguments.seeds} seeds",
-        [
-            {
-                "objective": name,
-                "W2": f"{f['w2']['mean']:.3f} ± {f['w2']['std']:.3f}",
-                "W2 of two true samples": f"{f['floor']['mean']:.3f}",
-                "modes": f"{f['modes']['mean']:.1f} of {ring.MODES}",
-                "near a mode": f"{f['near']['mean']:.3f}",
-                "seconds": f"{f['seconds']['mean']:.0f}",
-            }
-            for name, f in on_ring.items()
-        ],
-    )
+    """The table."""
     wanted = {name: jobs(name, arguments.steps, arguments.seeds) for name in DIVERGENCES}
     flat = distilled([j for each in wanted.values() for j in each], arguments.runs, arguments.jobs)
     digits = {
@@ -93,12 +63,11 @@ def run(arguments: argparse.Namespace) -> tuple[Rows, dict[str, Any]]:
         }
         for name, f in digits.items()
     ]
-    return rows, {"ring": on_ring, "digits": digits, "protocol": flat[0].report["protocol"]}
+    return rows, {"digits": digits, "protocol": flat[0].report["protocol"]}
 
 
 if __name__ == "__main__":
     options = OPTIONS | {
-        "--steps": {"type": int, "default": 500, "help": "updates on the digits [%(default)s]"},
-        "--ring-steps": {"type": int, "default": 2_000, "help": "and on the ring [%(default)s]"},
+        "--steps": {"type": int, "default": 500, "help": "student updates [%(default)s]"},
     }
     sys.exit(command(run, "Embedded digits", options))

@@ -1,18 +1,30 @@
-"""A 2-D mixture on a ring: what each objective makes of eight separate modes, in seconds."""
+"""Every divergence under one budget, on a ring of eight Gaussians.
 
+    python -m benchmarks.ring [--steps N] [--seeds K] [--json PATH]
+
+The instructor is exact, so that whatever is missing is the objective's.
+"""
+
+import argparse
 import math
+import statistics
+import sys
 import time
+from functools import cache
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from benchmarks.harness import Rows, command, deviation
+from benchmarks.objectives import DIVERGENCES
 from distill.fake_score import full_copy
 from distill.recipe import Method
 from distill.trainer import State, train
 from eval.distances import wasserstein2
 from instil.draws import Draws
+from instil.report import note
 from instructors.analytic import Mixture, mixture
 from instructors.denoising import denoising_loss
 from instructors.karras import Karras
@@ -32,8 +44,10 @@ def law() -> Mixture:
     return mixture(torch.ones(MODES), means, WIDTH**2 * torch.eye(2).expand(MODES, 2, 2))
 
 
-def pretrained(instructor: Mixture, seed: int, steps: int = 2_000) -> Karras:
-    """A network trained on samples of the mixture: what student and fake start from."""
+@cache
+def pretrained(seed: int, steps: int = 2_000) -> Karras:
+    """A network trained on samples of the mixture: what student and fake start as copies of."""
+    instructor = law()
     torch.manual_seed(seed)
     denoiser = Karras(MLP(2, width=128), (2,), sigma_data=RADIUS / math.sqrt(2))
     adam = torch.optim.Adam(denoiser.parameters(), lr=2e-3)
@@ -65,7 +79,7 @@ def measure(samples: Tensor, instructor: Mixture, seed: int) -> dict[str, float]
 def distil(divergence: dict[str, Any], seed: int, steps: int) -> dict[str, float]:
     """Distil the exact mixture into one step, from level 5."""
     instructor = law()
-    start = pretrained(instructor, seed)
+    start = pretrained(seed)
     method = Method().replace(
         divergence=divergence,
         levels=LEVELS,
@@ -84,5 +98,39 @@ def distil(divergence: dict[str, Any], seed: int, steps: int) -> dict[str, float
     return measure(samples, instructor, seed) | {"seconds": seconds}
 
 
+def run(arguments: argparse.Namespace) -> tuple[Rows, dict[str, Any]]:
+    """The table."""
+    torch.set_num_threads(1)
+    facts: dict[str, Any] = {}
+    for name, divergence in DIVERGENCES.items():
+        note(name)
+        seeds = [distil(divergence, seed, arguments.steps) for seed in range(arguments.seeds)]
+        each = {key: [found[key] for found in seeds] for key in seeds[0]}
+        facts[name] = {
+            key: {"mean": statistics.mean(values), "std": deviation(values), "each": values}
+            for key, values in each.items()
+        }
+    rows = [
+        {
+            "objective": name,
+            "W2": f"{f['w2']['mean']:.3f} ± {f['w2']['std']:.3f}",
+            "W2 of two true samples": f"{f['floor']['mean']:.3f}",
+            "modes": f"{f['modes']['mean']:.1f} of {MODES}",
+            "near a mode": f"{f['near']['mean']:.3f}",
+            "seconds": f"{f['seconds']['mean']:.0f}",
+        }
+        for name, f in facts.items()
+    ]
+    return rows, facts
+
+
 def _sample(instructor: Mixture, draws: Draws) -> Tensor:
     return instructor.sample(draws.normal("z", (2,)), draws.uniform("component"))
+
+
+if __name__ == "__main__":
+    options = {
+        "--steps": {"type": int, "default": 2_000, "help": "student updates [%(default)s]"},
+        "--seeds": {"type": int, "default": 3, "help": "training seeds [%(default)s]"},
+    }
+    sys.exit(command(run, "Ring of eight Gaussians", options))

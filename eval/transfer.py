@@ -77,10 +77,10 @@ class Comparison:
 
     @property
     def gain(self) -> Estimate | None:
-        """What the best transferring arm loses against scratch; negative where transfer helps."""
+        """Nats by which the best transferring arm beats scratch; negative where the source harms."""
         if SCRATCH not in self.nats or self.transferred is None:
             return None
-        return self.less(self.transferred, SCRATCH)
+        return self.less(SCRATCH, self.transferred)
 
     @property
     def undecided(self) -> bool:
@@ -90,7 +90,7 @@ class Comparison:
     @property
     def negative_transfer(self) -> bool:
         """Whether the source clearly harms, however it is used."""
-        return self.gain is not None and self.gain.clear and self.gain.value > 0
+        return self.gain is not None and self.gain.clear and self.gain.value < 0
 
 
 def cross_validate(

@@ -48,7 +48,7 @@ def test_what_a_preflight_writes(flight):
     # a source that knows digits is far ahead of a network that has seen a dozen updates
     assert facts["transfer"]["best"] == "finetune"
     assert facts["transfer"]["negative_transfer"] is False
-    gain = arms["finetune"]["value"] - arms["scratch"]["value"]
+    gain = arms["scratch"]["value"] - arms["finetune"]["value"]
     assert facts["transfer"]["gain"]["value"] == pytest.approx(gain)
     assert facts["transfer"]["target"]["count"] == 24
     assert all(each["stderr"] > 0 for each in arms.values())
