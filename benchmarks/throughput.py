@@ -1,16 +1,20 @@
 """Seconds per student update: this loop against the authors', in turn within one run.
 
     python -m benchmarks.throughput [--networks digits ddpmpp adm gan] [--rounds 7] [--json PATH]
+    python -m benchmarks.throughput --columns compile channels_last bf16
 
 Two columns, never mixed. *Algorithm*: the same kernels on both sides, so that 9 forward-equivalents
 against 7 bound the ratio by 1.29. *As shipped*: this loop with the precision, layout and compiler
 keys a recipe may set, against the authors' defaults. The row of the GAN has a column of its own:
 an update of the shipped refinement of the digits GAN against an adversarial one of the same batch.
+
+Asked for by `--columns`: this loop with one key set against the same loop without it.
 """
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -119,6 +123,12 @@ def refinement() -> tuple[Any, Any]:
     return lambda: next(refined), lambda: next(adversarial)
 
 
+KEYS: dict[str, dict[str, Any]] = {
+    "compile": {"compile": True},
+    "channels_last": {"channels_last": True},
+    "bf16": {"precision": "bf16"},
+}
+COLUMNS = ("algorithm", "shipped")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # What a recipe would set on this machine; channels-last gains nothing on a CPU (measured).
 SHIPPED = {
@@ -134,7 +144,7 @@ def run(arguments: argparse.Namespace) -> tuple[Rows, dict[str, Any]]:
     rows, facts = [], {}
     for name in arguments.networks:
         facts[name] = {}
-        for column, loops in _loops(name).items():
+        for column, loops in _loops(name, arguments.columns).items():
             note(f"{name}, {column}")
             this, that = (_synchronised(each) for each in loops())
             mine, other, ratio = paired(this, that, arguments.rounds, arguments.calls)
@@ -152,18 +162,22 @@ def run(arguments: argparse.Namespace) -> tuple[Rows, dict[str, Any]]:
     return rows, facts
 
 
-def _loops(name: str) -> dict[str, Callable[[], tuple[Any, Any]]]:
-    """What makes this loop's update and the other's, by column."""
+def _loops(name: str, columns: Sequence[str]) -> dict[str, Callable[[], tuple[Any, Any]]]:
+    """What makes the two updates of each column: this loop's, and what it is held against."""
     if name == "gan":
         return {"refinement": refinement}
 
-    def pair(keys: dict[str, Any]) -> tuple[Any, Any]:
+    def both(column: str) -> tuple[Any, Any]:
         instructor, batch = NETWORKS[name]()
         instructor.eval().requires_grad_(False).to(DEVICE)
-        copied = full_copy(instructor).requires_grad_(False)  # compiled on one side alone
-        return ours(copied, batch, keys), AuthorsLoop(instructor, batch).update
+        # Copies, since only one side is compiled, or has another layout.
+        alone = [full_copy(instructor).requires_grad_(False) for _ in range(2)]
+        if column in KEYS:
+            return ours(alone[0], batch, KEYS[column]), ours(alone[1], batch, {})
+        keys = SHIPPED if column == "shipped" else {}
+        return ours(alone[0], batch, keys), AuthorsLoop(instructor, batch).update
 
-    return {"algorithm": lambda: pair({}), "shipped": lambda: pair(SHIPPED)}
+    return {column: partial(both, column) for column in columns}
 
 
 def _synchronised(update: Callable[[], Any]) -> Callable[[], None]:
@@ -179,6 +193,7 @@ if __name__ == "__main__":
     names = [*NETWORKS, "gan"]
     options: dict[str, dict[str, Any]] = {
         "--networks": {"nargs": "+", "choices": names, "default": names},
+        "--columns": {"nargs": "+", "choices": [*COLUMNS, *KEYS], "default": list(COLUMNS)},
         "--rounds": {"type": int, "default": 7, "help": "rounds of either loop [%(default)s]"},
         "--threads": {"type": int, "default": 1, "help": "of the processor [%(default)s]"},
         "--calls": {"type": int, "default": 3, "help": "updates per round [%(default)s]"},
