@@ -83,7 +83,9 @@ def run(arguments: argparse.Namespace) -> tuple[Rows, dict[str, Any]]:
     tuning = distilled(
         [preset(rate, steps, TUNING_SEED) for rate in RATES], arguments.runs, arguments.jobs
     )
-    finals = {rate: each.curve(AVERAGE)[1][-1] for rate, each in zip(RATES, tuning, strict=True)}
+    finals = {
+        rate: float(each.curve(AVERAGE)[1][-1]) for rate, each in zip(RATES, tuning, strict=True)
+    }
     best = min(finals, key=lambda rate: finals[rate])
     note(f"the preset's learning rate: {best:g} ({finals})")
     wanted = [default(steps, seed) for seed in seeds] + [preset(best, steps, s) for s in seeds]
@@ -97,7 +99,7 @@ def run(arguments: argparse.Namespace) -> tuple[Rows, dict[str, Any]]:
         _plot(mine, other, ours, theirs, arguments.plot)
     facts = {
         "preset_rate": best,
-        "tuning": {str(rate): float(value) for rate, value in finals.items()},
+        "tuning": {str(rate): value for rate, value in finals.items()},
         "goal": goal,
         "seconds_per_update": {"default": ours, "preset": theirs},
         "final": {"default": mine[1][:, -1].tolist(), "preset": other[1][:, -1].tolist()},
