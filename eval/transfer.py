@@ -77,7 +77,7 @@ class Comparison:
 
     @property
     def gain(self) -> Estimate | None:
-        """Nats by which the best transferring arm beats scratch; negative where the source harms."""
+        """Nats by which the best transferring arm beats scratch; negative where it harms."""
         if SCRATCH not in self.nats or self.transferred is None:
             return None
         return self.less(SCRATCH, self.transferred)
