@@ -13,7 +13,7 @@ from pydantic import (
 
 from distill.divergences import Divergences, SiD
 from eval.protocol import Protocol
-from instil.config import Config, by_kind
+from instil.config import FROM_LIST, Config, by_kind
 from instil.levels import KarrasUniform, Levels
 from instil.optimizer import Adam
 from instructors.conditioning import Blending, Conditioning
@@ -46,7 +46,7 @@ class FewStep(Config):
     """
 
     kind: Literal["few_step"] = "few_step"
-    sigmas: Annotated[tuple[PositiveFloat, ...], Field(min_length=1, strict=False)] = (2.5, 0.6)
+    sigmas: Annotated[tuple[PositiveFloat, ...], Field(min_length=1), FROM_LIST] = (2.5, 0.6)
     lora: Lora | None = None
 
 

@@ -25,12 +25,8 @@ def run_curves(records: Sequence[Mapping[str, Any]], report: Mapping[str, Any], 
     panels = 2 + bool(gauges) + bool(distances)
     figure = Figure(figsize=(4.4 * panels, 3.4), layout="constrained")
     axes = figure.subplots(1, panels)
-    for axis, key, title in zip(
-        axes,
-        ("student", "fake"),
-        ("loss of the student", "denoising loss of the fake"),
-        strict=False,
-    ):
+    titles = {"student": "loss of the student", "fake": "denoising loss of the fake"}
+    for axis, (key, title) in zip(axes[:2], titles.items(), strict=True):
         axis.plot([r["step"] for r in losses], [r[key] for r in losses])
         axis.set(xlabel="student updates", title=title)
     if gauges:

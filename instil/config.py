@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from instil import plain
 from instil.errors import InstilError
 
 # Of a recipe, in characters and in values: PyYAML reads some fifty thousand a second.
 LONGEST, MOST_VALUES = 100_000, 20_000
+# Annotates a tuple that a list may fill: a union's members are read from Python values, where
+# strictness tells the two apart.
+FROM_LIST = Field(strict=False)
 
 
 class Config(BaseModel):

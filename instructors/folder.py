@@ -92,7 +92,7 @@ def from_config(
     except TypeError as error:
         what = str(error).partition("\n")[0]
         raise ValueError(f"its scheduler holds values of another kind ({what})") from None
-    except NotImplementedError as error:  # of diffusers
+    except NotImplementedError as error:  # by diffusers, of settings it does not know
         raise ValueError(f"schedule: {error}") from None
 
 

@@ -5,10 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from instil.config import Config
-
-# Lists of a recipe are tuples here: `strict=False`, since a union's members are read from Python
-# values, where strictness tells the two apart.
+from instil.config import FROM_LIST, Config
 
 
 class Source(Config):
@@ -32,8 +29,8 @@ class Source(Config):
     factory: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")] | None = None
     arguments: Mapping[str, Any] = {}
     key: str | None = None
-    ignore: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    latent: Annotated[tuple[PositiveInt, ...], Field(min_length=1, strict=False)] | None = None
+    ignore: Annotated[tuple[str, ...], FROM_LIST] = ()
+    latent: Annotated[tuple[PositiveInt, ...], Field(min_length=1), FROM_LIST] | None = None
     classes: NonNegativeInt | None = None
     labels: Literal["index", "one_hot"] = "index"
-    range: Annotated[tuple[float, float], Field(strict=False)] = (-1.0, 1.0)
+    range: Annotated[tuple[float, float], FROM_LIST] = (-1.0, 1.0)

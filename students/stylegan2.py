@@ -115,7 +115,7 @@ class StyleGAN2(Student, Pretrained):
                     residual=architecture == "resnet",
                     clamp=clamp,
                 )
-                for side, before, width in zip(sides, [0, *widths], widths, strict=False)
+                for side, before, width in zip(sides, [0, *widths[:-1]], widths, strict=True)
             }
         )
 
@@ -263,9 +263,9 @@ class _Mapping(nn.Module):
         super().__init__()
         self.decay = decay
         self.embed = _Linear(classes, w_dim) if classes else None
-        widths = [z_dim + (w_dim if classes else 0)] + [w_dim] * layers
+        widths = [z_dim + (w_dim if classes else 0)] + [w_dim] * (layers - 1)
         self.names = [f"fc{number}" for number in range(layers)]
-        for name, inputs in zip(self.names, widths, strict=False):
+        for name, inputs in zip(self.names, widths, strict=True):
             self.add_module(name, _Linear(inputs, w_dim, rate))
         self.register_buffer("w_avg", torch.zeros(w_dim))
 

@@ -65,8 +65,9 @@ def vae_bound_across_epochs(scale: float) -> Found:
     facts: dict[str, Any] = {"epochs": epochs}
     holds = []
     for name, (train, test) in small_images().items():
-        terms = vae_terms(train, test, epochs if name == "digits" else epochs[:3])
-        for epoch, found in zip(epochs, terms, strict=False):
+        looks = epochs if name == "digits" else epochs[:3]
+        terms = vae_terms(train, test, looks)
+        for epoch, found in zip(looks, terms, strict=True):
             alone = found.reconstruction.value + found.encoder.value
             rows.append(
                 {
