@@ -3,7 +3,7 @@
     python -m benchmarks.long [--seeds K] [--json PATH]
 
 The recipe `digits-long`, 50,000 images x 3 sampling seeds, once per training seed: half an hour of
-one core each, without bf16, and as long again for the instructor's own images, drawn once.
+one core each, without bf16, and up to an hour for the instructor's own images, drawn once.
 """
 
 import argparse
