@@ -38,6 +38,7 @@ def posterior_mean(law, s):
         w * norm.pdf(X, m, math.sqrt(v + s)) * (m + v / (v + s) * (X - m))
         for w, m, v in zip(*law, strict=True)
     ]
+    # Far out both underflow, and the mean of 0 / 0 is weighted by a density of 0.
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.nan_to_num(sum(parts) / density(law, s))
 
