@@ -45,7 +45,7 @@ def encoded(dice: Random, kind: str, mode: str, side: tuple[int, int] = (8, 8)) 
         options = {"save_all": True, "append_images": [picture(dice, "RGB", side)] * 3}
     try:
         image.save(file, kind, **options)
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, UnboundLocalError):  # the last in Pillow 10
         file = io.BytesIO()
         picture(dice, "RGB", side).save(file, kind)
     return file.getvalue()
