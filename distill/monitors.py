@@ -198,7 +198,7 @@ def signs(
         )
     if gauges and (lag := _lag(gauges)):
         remedy = "a higher fake.optimizer.lr, more fake.updates, or a higher levels.sigma_max"
-        found.append(f"lag: the fake score {lag}; try {remedy}")
+        found.append(f"lag: the fake score {lag} try {remedy}")
     return found
 
 
@@ -206,7 +206,10 @@ def _lag(gauges: Gauges) -> str | None:
     if not gauges.nats.clear:
         return None
     if gauges.nats.value < 0:
-        return "denoises the student's samples worse than the instructor does"
+        return (
+            "denoises the student's samples worse than the instructor does: no fault where the "
+            "images are as good as its own already; where they are not,"
+        )
     if gauges.way is not None and gauges.way < LAGGING:
-        return f"has gone {gauges.way:.0%} of the way from the instructor to the student's samples"
+        return f"has gone {gauges.way:.0%} of the way from the instructor to the student's samples;"
     return None
