@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import disjoint, long, ring
+from benchmarks import disjoint, long, ring, ring_exact
 from benchmarks.authors_loop import AuthorsLoop
 from benchmarks.convergence import reached
 from benchmarks.harness import paired
+from benchmarks.objectives import DIVERGENCES
 from benchmarks.reliability.documented import commands, words
 from benchmarks.reliability.matrix import counts, lower_bounds
 from benchmarks.reliability.traces import differences, phase
@@ -64,6 +65,14 @@ def test_the_rings_measure_knows_its_own_law_and_a_lost_mode():
     assert found["w2"] < 1.3 * found["floor"]
     lost = samples[torch.cdist(samples, law.means).argmin(1) != 0][:1]
     assert ring.measure(lost.expand(ring.SAMPLES, 2), law, seed=0)["modes"] == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_with_an_exact_fake_score_every_divergence_finds_the_ring(name):
+    found = ring_exact.distil(DIVERGENCES[name], seed=0, steps=400)
+    assert found["w2"] < 0.8
+    assert found["modes"] == ring.MODES
 
 
 def test_when_a_curve_reaches_its_goal():
