@@ -1,6 +1,6 @@
 """Every divergence under one budget, on a ring of eight Gaussians.
 
-    python -m benchmarks.ring [--steps N] [--seeds K] [--json PATH]
+    python -m benchmarks.ring [--steps N] [--seeds K] [--lr LR] [--json PATH]
 
 The instructor is exact, so that whatever is missing is the objective's or the fake score's;
 `benchmarks.ring_exact` tells the two apart.
@@ -77,14 +77,14 @@ def measure(samples: Tensor, instructor: Mixture, seed: int) -> dict[str, float]
     }
 
 
-def distil(divergence: dict[str, Any], seed: int, steps: int) -> dict[str, float]:
-    """Distil the exact mixture into one step, from level 5."""
+def distil(divergence: dict[str, Any], seed: int, steps: int, lr: float) -> dict[str, float]:
+    """Distil the exact mixture into one step, from level 5, at a learning rate of the student."""
     instructor = law()
     start = pretrained(seed)
     method = Method().replace(
         divergence=divergence,
         levels=LEVELS,
-        optimizer=ADAM,
+        optimizer=ADAM | {"lr": lr},
         fake={"updates": 2, "optimizer": ADAM},
         train={"steps": steps, "batch": 256, "averages": [20_000], "seed": seed},
     )
@@ -124,6 +124,11 @@ def compared(
     return rows, facts
 
 
+def run(arguments: argparse.Namespace) -> tuple[Rows, dict[str, Any]]:
+    """The table."""
+    return compared(partial(distil, lr=arguments.lr), arguments)
+
+
 def _sample(instructor: Mixture, draws: Draws) -> Tensor:
     return instructor.sample(draws.normal("z", (2,)), draws.uniform("component"))
 
@@ -132,5 +137,6 @@ if __name__ == "__main__":
     options = {
         "--steps": {"type": int, "default": 2_000, "help": "student updates [%(default)s]"},
         "--seeds": {"type": int, "default": 3, "help": "training seeds [%(default)s]"},
+        "--lr": {"type": float, "default": ADAM["lr"], "help": "of the student [%(default)s]"},
     }
-    sys.exit(command(partial(compared, distil), "Ring of eight Gaussians", options))
+    sys.exit(command(run, "Ring of eight Gaussians", options))
