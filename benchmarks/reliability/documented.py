@@ -97,7 +97,7 @@ LEFT_OUT = {
     "cifar10:test": "a download",
     "benchmarks": "hours",
 }
-GENERATOR = """
+GENERATOR = """# ruff: noqa
 import torch
 from torch import nn
 
