@@ -10,6 +10,7 @@ import argparse
 import math
 import statistics
 import sys
+import time
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
@@ -25,6 +26,7 @@ from distill.recipe import Method
 from distill.trainer import State, train
 from eval.distances import wasserstein2
 from instil.draws import Draws
+from instil.levels import LogUniform
 from instil.report import note
 from instructors.analytic import Mixture, mixture
 from instructors.denoising import denoising_loss
@@ -34,7 +36,7 @@ from students.one_step import OneStep
 
 MODES, RADIUS, WIDTH = 8, 3.0, 0.2
 SAMPLES = 2_000
-LEVELS = {"kind": "log_uniform", "sigma_min": 0.05, "sigma_max": 20.0}
+LEVELS = LogUniform(sigma_min=0.05, sigma_max=20.0)
 ADAM = {"lr": 1e-3, "betas": [0.0, 0.99]}
 
 
@@ -45,6 +47,12 @@ def law() -> Mixture:
     return mixture(torch.ones(MODES), means, WIDTH**2 * torch.eye(2).expand(MODES, 2, 2))
 
 
+def noised(clean: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+    """Samples (B, 2) under noise, and its levels (B,)."""
+    sigma = LEVELS.sample(draws.uniform("sigma").float(), 0.002, 80.0)
+    return clean + sigma[:, None] * draws.normal("noise", (2,)), sigma
+
+
 @cache
 def pretrained(seed: int, steps: int = 2_000) -> Karras:
     """A network trained on samples of the mixture: what student and fake start as copies of."""
@@ -52,12 +60,10 @@ def pretrained(seed: int, steps: int = 2_000) -> Karras:
     torch.manual_seed(seed)
     denoiser = Karras(MLP(2, width=128), (2,), sigma_data=RADIUS / math.sqrt(2))
     adam = torch.optim.Adam(denoiser.parameters(), lr=2e-3)
-    levels = Method().replace(levels=LEVELS).levels
     for step in range(steps):
         draws = Draws.of_range(seed, step, 0, 512)
         clean = _sample(instructor, draws)
-        sigma = levels.sample(draws.uniform("sigma").float(), 0.002, 80.0)
-        noisy = clean + sigma[:, None] * draws.normal("noise", (2,))
+        noisy, sigma = noised(clean, draws)
         denoising_loss(denoiser(noisy, sigma), clean, denoiser.weight(sigma)).mean().backward()
         adam.step()
         adam.zero_grad()
@@ -89,23 +95,25 @@ def distil(divergence: dict[str, Any], seed: int, steps: int, lr: float) -> dict
         train={"steps": steps, "batch": 256, "averages": [20_000], "seed": seed},
     )
     state = State.fresh(OneStep(full_copy(start), 5.0), full_copy(start), method)
+    began = time.perf_counter()
     for _ in train(state, instructor, method, Accelerator(cpu=True)):
         pass
+    seconds = time.perf_counter() - began
     student = state.averages[0].module
     with torch.no_grad():
         samples = student(student.prior(Draws.of_range(seed, 10**9, 0, SAMPLES)))
-    return measure(samples, instructor, seed)
+    return measure(samples, instructor, seed) | {"seconds": seconds}
 
 
 def compared(
-    distil: Callable[[dict[str, Any], int, int], dict[str, float]], arguments: argparse.Namespace
+    way: Callable[[dict[str, Any], int, int], dict[str, float]], arguments: argparse.Namespace
 ) -> tuple[Rows, dict[str, Any]]:
     """The table of a way to distil by a divergence, under a seed, for a number of updates."""
     torch.set_num_threads(1)
     facts: dict[str, Any] = {}
     for name, divergence in DIVERGENCES.items():
         note(name)
-        seeds = [distil(divergence, seed, arguments.steps) for seed in range(arguments.seeds)]
+        seeds = [way(divergence, seed, arguments.steps) for seed in range(arguments.seeds)]
         each = {key: [found[key] for found in seeds] for key in seeds[0]}
         facts[name] = {
             key: {"mean": statistics.mean(values), "std": deviation(values), "each": values}
@@ -118,6 +126,7 @@ def compared(
             "W2 of two true samples": f"{f['floor']['mean']:.3f}",
             "modes": f"{f['modes']['mean']:.1f} of {MODES}",
             "near a mode": f"{f['near']['mean']:.3f}",
+            "seconds": f"{f['seconds']['mean']:.0f}",
         }
         for name, f in facts.items()
     ]

@@ -8,13 +8,14 @@ lag behind. `benchmarks.ring` is the same with networks.
 """
 
 import sys
+import time
 from functools import partial
 from typing import Any
 
 import torch
 
 from benchmarks.harness import command
-from benchmarks.ring import LEVELS, RADIUS, SAMPLES, WIDTH, compared, law, measure
+from benchmarks.ring import RADIUS, SAMPLES, WIDTH, compared, law, measure, noised
 from distill.recipe import Method
 from instil.draws import Draws
 from instructors.analytic import mixture
@@ -24,27 +25,27 @@ MEANS, BATCH, LR = 128, 256, 0.01
 
 def distil(divergence: dict[str, Any], seed: int, steps: int) -> dict[str, float]:
     """Train the student's means, from a Gaussian of the ring's size."""
-    instructor, method = law(), Method().replace(divergence=divergence, levels=LEVELS)
+    instructor, objective = law(), Method().replace(divergence=divergence).divergence
     start = Draws.of_range(seed, 0, 0, MEANS).normal("start", (2,))
     means = (RADIUS / 2**0.5 * start).requires_grad_()
     covariances = WIDTH**2 * torch.eye(2).expand(MEANS, 2, 2)
     fake = mixture(torch.ones(MEANS), means.detach().clone(), covariances)
     adam = torch.optim.Adam([means], lr=LR, betas=(0.0, 0.99))
+    began = time.perf_counter()
     for step in range(1, steps + 1):
-        fake.means.copy_(means.detach())
         draws = Draws.of_range(seed, step, 0, BATCH)
         which = (MEANS * draws.uniform("which")).long()
         sample = means[which] + WIDTH * draws.normal("z", (2,))
-        sigma = method.levels.sample(draws.uniform("sigma").float(), 0.002, 80.0)
-        noisy = sample + sigma[:, None] * draws.normal("noise", (2,))
-        noisy = noisy if method.divergence.jacobian else noisy.detach()
+        noisy, sigma = noised(sample if objective.jacobian else sample.detach(), draws)
         denoised = instructor(noisy, sigma), fake(noisy, sigma)
-        method.divergence(sample, sigma, *denoised).mean().backward()
+        objective(sample, sigma, *denoised).mean().backward()
         adam.step()
         adam.zero_grad()
-    fake.means.copy_(means.detach())
+        fake.means.copy_(means.detach())
+    seconds = time.perf_counter() - began
     draws = Draws.of_range(seed, 10**9, 0, SAMPLES)
-    return measure(fake.sample(draws.normal("z", (2,)), draws.uniform("which")), instructor, seed)
+    samples = fake.sample(draws.normal("z", (2,)), draws.uniform("which"))
+    return measure(samples, instructor, seed) | {"seconds": seconds}
 
 
 if __name__ == "__main__":

@@ -197,19 +197,22 @@ def signs(
             f"standstill: {REPEATS} measurements in a row are the same; try a higher optimizer.lr"
         )
     if gauges and (lag := _lag(gauges)):
-        remedy = "a higher fake.optimizer.lr, more fake.updates, or a higher levels.sigma_max"
-        found.append(f"lag: the fake score {lag} try {remedy}")
+        found.append(f"lag: the fake score {lag}")
     return found
 
 
 def _lag(gauges: Gauges) -> str | None:
+    remedy = "try a higher fake.optimizer.lr, more fake.updates, or a higher levels.sigma_max"
     if not gauges.nats.clear:
         return None
     if gauges.nats.value < 0:
         return (
             "denoises the student's samples worse than the instructor does: no fault where the "
-            "images are as good as its own already; where they are not,"
+            f"images are as good as its own already; where they are not, {remedy}"
         )
     if gauges.way is not None and gauges.way < LAGGING:
-        return f"has gone {gauges.way:.0%} of the way from the instructor to the student's samples;"
+        return (
+            f"has gone {gauges.way:.0%} of the way from the instructor to the student's samples; "
+            f"{remedy}"
+        )
     return None
