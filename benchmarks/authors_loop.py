@@ -9,12 +9,12 @@ import copy
 
 import torch
 
-from instil.draws import Draws
-from instil.levels import LogNormal
-from instil.shapes import expand
+from instil.base.draws import Draws
+from instil.base.levels import LogNormal
+from instil.base.shapes import expand
+from instructors.conditions.prior import Prior, labels
 from instructors.denoiser import Denoiser
-from instructors.denoising import denoising_loss
-from instructors.prior import Prior, labels
+from instructors.training.denoising import denoising_loss
 from students.one_step import OneStep
 
 

@@ -25,8 +25,8 @@ from distill.__main__ import RECIPES
 from distill.build import build
 from distill.recipe import Recipe
 from distill.trainer import train
-from instil.config import load_recipe
-from instil.report import note
+from instil.base.config import load_recipe
+from instil.base.runs.monitor import note
 from instructors.load import load
 
 RATES = (1.0e-4, 3.0e-4, 1.0e-3)

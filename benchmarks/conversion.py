@@ -23,7 +23,7 @@ from typing import Any
 from torch import nn
 
 from benchmarks.harness import Rows, command
-from instructors.song_unet import SongUNet
+from instructors.nvidia.song_unet import SongUNet
 
 # Runs the command and prints the peak memory of its process, in KiB.
 CONVERT = """\

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from instil.report import environment, show, write_json
+from instil.base.runs.report import environment, show, write_json
 
 Rows = Sequence[Mapping[str, str]]
 Run = Callable[[argparse.Namespace], tuple[Rows, dict[str, Any]]]

@@ -18,11 +18,11 @@ from benchmarks.authors_loop import AuthorsLoop
 from benchmarks.harness import Rows, command
 from distill.__main__ import RECIPES
 from distill.build import prepared
+from distill.cost.alive import Alive
+from distill.cost.rehearsal import CPU, Rehearsal, drop_values
 from distill.recipe import Recipe
-from distill.rehearsal import CPU, Rehearsal, drop_values
-from instil.alive import Alive
-from instil.config import load_recipe
-from instil.report import note
+from instil.base.config import load_recipe
+from instil.base.runs.monitor import note
 
 CHECKPOINTING, LORA = "train.checkpointing=true", "fake.lora={rank: 64}"
 ON_CPU, LORA_STUDENT = "train.averages_on=cpu", "student.lora={rank: 64}"

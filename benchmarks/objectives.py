@@ -2,7 +2,7 @@
 
     python -m benchmarks.objectives [--steps N] [--seeds K] [--json PATH]
 
-All else is the shipped recipe: levels, start, rates, averages. `benchmarks.ring` is likewise, with
+All else is the shipped recipe: levels, start, rates, averages. `experiments.ring` is likewise, with
 an exact instructor.
 """
 

@@ -17,10 +17,10 @@ import numpy as np
 from distill.__main__ import RECIPES
 from distill.build import build
 from distill.recipe import Recipe
-from instil import checkpoint
-from instil.config import load_recipe
-from instil.report import METRICS, note
-from instil.run import bf16_is_fast
+from instil.base import checkpoint
+from instil.base.config import load_recipe
+from instil.base.runs.accelerator import bf16_is_fast
+from instil.base.runs.monitor import METRICS, note
 from instructors.load import Instructor, load
 from students.student import Student
 

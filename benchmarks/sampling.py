@@ -17,10 +17,10 @@ import torch
 from benchmarks.convergence import default
 from benchmarks.harness import Rows, command, paired
 from benchmarks.runs import OPTIONS, distilled
-from eval.images import Sampler, generate, instructor_sampler, student_sampler
-from eval.yardstick import Yardstick
-from instil.draws import Draws
-from instil.report import note
+from eval.quality.images import Sampler, generate, instructor_sampler, student_sampler
+from eval.quality.yardstick import Yardstick
+from instil.base.draws import Draws
+from instil.base.runs.monitor import note
 from instructors.load import Instructor
 
 HEUN = (3, 5, 9, 18, 36)

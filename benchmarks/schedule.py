@@ -17,9 +17,9 @@ from scipy import stats
 from benchmarks.harness import Rows, command, spread
 from benchmarks.objectives import jobs
 from benchmarks.runs import AVERAGES, OPTIONS, Run, distilled
-from eval.images import student_sampler
-from eval.yardstick import Yardstick
-from instil.report import note
+from eval.quality.images import student_sampler
+from eval.quality.yardstick import Yardstick
+from instil.base.runs.monitor import note
 
 SCHEDULES = ("constant", "cosine")
 OBJECTIVES = ("dmd", "sid")

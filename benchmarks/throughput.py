@@ -24,22 +24,21 @@ from accelerate.state import AcceleratorState
 from benchmarks.authors_loop import AuthorsLoop
 from benchmarks.harness import Rows, command, paired
 from distill.__main__ import RECIPES
-from distill.build import build, prepared
+from distill.build import build, full_copy, prepared
 from distill.divergences import IKL
-from distill.fake_score import full_copy
 from distill.recipe import FakeScore, Method, Recipe, Train
 from distill.trainer import State, train
-from instil import data
-from instil.config import load_recipe
-from instil.levels import LogNormal
-from instil.optimizer import Adam
-from instil.report import note
-from instil.run import bf16_is_fast
+from instil.base import data
+from instil.base.config import load_recipe
+from instil.base.levels import LogNormal
+from instil.base.optimizer import Adam
+from instil.base.runs.accelerator import bf16_is_fast
+from instil.base.runs.monitor import note
+from instructors.adapters.karras import Karras
 from instructors.denoiser import Denoiser
-from instructors.karras import Karras
 from instructors.load import load
-from students import train as gan
 from students.__main__ import RECIPES as STUDENT_RECIPES
+from students.gan import train as gan
 from students.one_step import OneStep
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from distill.preflight import check, read, settle
 from distill.recipe import Recipe
-from instil.config import load_recipe, recipe_names
-from instil.errors import InstilError, command
-from instil.outputs import check_output
-from instil.plain import is_file
+from instil.base.config import load_recipe, recipe_names
+from instil.base.errors import InstilError, command
+from instil.base.files import check_output
+from instil.base.untrusted import is_file
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.resume is None:
         check(recipe)
     from distill.session import session  # torch and diffusers take seconds to import
-    from instil.report import write_json
+    from instil.base.runs.report import write_json
 
     if arguments.dry_run:
         return _dry_run(recipe, arguments)
@@ -84,9 +84,9 @@ def _recipe(words: list[str], resume: str | None) -> Recipe:
 
 
 def _dry_run(recipe: Recipe, arguments: argparse.Namespace) -> int:
-    from distill.plan import plan, rows
-    from instil.report import show, write_json
-    from instil.run import accelerator_for
+    from distill.cost.plan import plan, rows
+    from instil.base.runs.accelerator import accelerator_for
+    from instil.base.runs.report import show, write_json
 
     for option in ("processes", "speed", "images"):
         value = getattr(arguments, option)

@@ -1,20 +1,23 @@
 """From a recipe to the networks of a run: instructor, student, fake score."""
 
+import copy
+
 import torch
 
-from distill.fake_score import copy_of
-from distill.memory import halve_frozen, recompute_activations
+from distill.cost.memory import halve_frozen, recompute_activations
 from distill.recipe import FewStep as FewStepRecipe
 from distill.recipe import OneStep as OneStepRecipe
 from distill.recipe import Recipe
 from distill.trainer import State
 from distill.warm_start import warm_start
-from instil.errors import InstilError
+from instil.base.errors import InstilError
 from instructors.denoiser import Denoiser
 from instructors.load import Instructor
+from instructors.lora import Lora
+from instructors.low_rank import shared_copy
 from instructors.prepare import prepare
-from students.check import check
 from students.few_step import FewStep
+from students.gan.compatibility import check
 from students.load import load as load_student
 from students.one_step import OneStep
 from students.student import Student
@@ -94,3 +97,23 @@ def _student(recipe: Recipe, instructor: Instructor) -> Student:
     if device.type != "meta":  # a plan's instructor makes no images to compare with
         check(student, instructor.denoiser, what.weights)
     return student.requires_grad_(True).train()  # running statistics follow as they did
+
+
+def full_copy(instructor: Denoiser) -> Denoiser:
+    """A trainable copy of the instructor's bare network, in eval mode: no dropout anywhere."""
+    return copy.deepcopy(instructor.base()).eval().requires_grad_(True)
+
+
+def copy_of(instructor: Denoiser, lora: Lora | None, seed: int, key: str) -> Denoiser:
+    """What a fake score, or a student, starts from: a full copy, or adapters on shared weights.
+
+    Args:
+        instructor: Copied.
+        lora: The adapters; None for a full copy.
+        seed: Of the adapters.
+        key: Of the recipe, for messages.
+
+    Raises:
+        InstilError: As `shared_copy`.
+    """
+    return shared_copy(instructor, lora, seed, key) if lora else full_copy(instructor)

@@ -36,8 +36,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, PositiveFloat
 
-from instil.config import Config, by_kind
-from instil.shapes import expand
+from instil.base.config import Config, by_kind
+from instil.base.shapes import expand
 
 if TYPE_CHECKING:
     from torch import Tensor

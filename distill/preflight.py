@@ -7,9 +7,9 @@ from typing import Annotated
 from pydantic import Field, PositiveFloat, ValidationError
 
 from distill.recipe import Recipe
-from instil.config import Config
-from instil.errors import InstilError
-from instil.plain import is_dir, read_json
+from instil.base.config import Config
+from instil.base.errors import InstilError
+from instil.base.untrusted import is_dir, read_json
 
 
 class Settings(Config):
@@ -84,7 +84,10 @@ def check(recipe: Recipe) -> None:
     Raises:
         InstilError: Its weights have another hash.
     """
-    from instructors.load import network_folder, weights_hash  # torch takes seconds to import
+    from instructors.sources import (
+        network_folder,
+        weights_hash,  # torch takes seconds to import
+    )
 
     if recipe.preflight is None:
         return

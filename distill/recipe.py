@@ -12,11 +12,11 @@ from pydantic import (
 )
 
 from distill.divergences import Divergences, SiD
-from eval.protocol import Protocol
-from instil.config import FROM_LIST, Config, by_kind
-from instil.levels import KarrasUniform, Levels
-from instil.optimizer import Adam
-from instructors.conditioning import Blending, Conditioning
+from eval.quality.protocol import Protocol
+from instil.base.config import FROM_LIST, Config, by_kind
+from instil.base.levels import KarrasUniform, Levels
+from instil.base.optimizer import Adam
+from instructors.conditions.conditioning import Blending, Conditioning
 from instructors.lora import Lora
 from students.source import Source
 

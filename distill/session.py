@@ -7,15 +7,16 @@ from typing import Any
 import yaml
 
 from distill.build import build, prepared
-from distill.plan import within
+from distill.cost.plan import within
 from distill.recipe import Generator, Recipe
 from distill.trainer import micro_batch, train
-from distill.watch import Watch
-from eval.clip import Clip
-from eval.yardstick import Yardstick
-from instil import run
-from instil.processes import on_main
-from instil.report import note
+from distill.watch.watch import Watch
+from eval.quality.clip import Clip
+from eval.quality.yardstick import Yardstick
+from instil.base.processes import on_main
+from instil.base.runs import run
+from instil.base.runs.accelerator import accelerator_for, finish
+from instil.base.runs.monitor import note
 
 
 def session(recipe: Recipe, resume: str | None = None) -> dict[str, Any]:
@@ -23,7 +24,7 @@ def session(recipe: Recipe, resume: str | None = None) -> dict[str, Any]:
 
     Args:
         recipe: What to do.
-        resume: As in `instil.run.Run`.
+        resume: As in `instil.base.runs.run.Run`.
 
     Returns:
         What is also written to `report.json`.
@@ -32,7 +33,7 @@ def session(recipe: Recipe, resume: str | None = None) -> dict[str, Any]:
         InstilError: Bad input, before any long work.
         FloatingPointError: Gradients are no longer finite.
     """
-    accelerator = run.accelerator_for(recipe.train.precision, recipe.trackers, recipe.output)
+    accelerator = accelerator_for(recipe.train.precision, recipe.trackers, recipe.output)
     device, main = accelerator.device, accelerator.is_main_process
     recipe = recipe.replace(train=recipe.train.replace(precision=accelerator.mixed_precision))
     recipe = on_main(lambda: within(recipe, accelerator.num_processes))
@@ -67,5 +68,5 @@ def session(recipe: Recipe, resume: str | None = None) -> dict[str, Any]:
             break
     seconds = time.perf_counter() - began
     found = watch.finish(seconds, accelerator)
-    run.finish(accelerator)
+    finish(accelerator)
     return found

@@ -9,18 +9,18 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from distill.cost.memory import recompute_activations
 from distill.divergences import Divergence
-from distill.memory import recompute_activations
 from distill.recipe import Method
-from instil.average import Average
-from instil.draws import Draws
-from instil.errors import InstilError
-from instil.levels import Levels
-from instil.shapes import expand
+from instil.base.average import Average
+from instil.base.draws import Draws
+from instil.base.errors import InstilError
+from instil.base.levels import Levels
+from instil.base.shapes import expand
+from instructors.adapters.guidance import Guided
+from instructors.conditions.prior import Prior, labels
 from instructors.denoiser import Condition, Denoiser
-from instructors.denoising import denoising_loss
-from instructors.guidance import Guided
-from instructors.prior import Prior, labels
+from instructors.training.denoising import denoising_loss
 from students.student import Student
 
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from torch import nn
 
-from instil import checkpoint
-from instil.errors import InstilError
-from instil.plain import is_dir
+from instil.base import checkpoint
+from instil.base.errors import InstilError
+from instil.base.untrusted import is_dir
 
 
 def warm_start(module: nn.Module, source: str, name: str) -> None:

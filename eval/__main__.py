@@ -6,8 +6,8 @@ import shlex
 import sys
 
 from eval.commands import clip, extractor, fid, horizon, latents, preflight, transfer, vae_bound
-from instil.errors import InstilError, command
-from instil.outputs import check_output
+from instil.base.errors import InstilError, command
+from instil.base.files import check_output
 
 COMMANDS = (fid, extractor, clip, latents, horizon, vae_bound, transfer, preflight)
 
@@ -26,8 +26,8 @@ def main(argv: list[str] | None = None) -> int:
         raise InstilError(f"{arguments.command}: only fid is shared by processes; start one")
     check_output("--json", arguments.json)
     rows, facts = arguments.run(arguments)
-    from instil.processes import is_main
-    from instil.report import show, write_json
+    from instil.base.processes import is_main
+    from instil.base.runs.report import show, write_json
 
     if not is_main():
         return 0

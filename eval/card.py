@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from instil import data
-from instil.errors import InstilError
-from instil.files import write_text
+from instil.base import data
+from instil.base.errors import InstilError
+from instil.base.files import write_text
 
 HEADING = "## Figures"
 

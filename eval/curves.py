@@ -25,14 +25,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from eval.samples import check_samples, digest, refuse_shared
-from instil.data import floats
-from instil.draws import Draws
-from instil.errors import InstilError
-from instil.report import track
+from eval.image_sets import check_samples, digest, refuse_shared
+from instil.base.data import floats
+from instil.base.draws import Draws
+from instil.base.errors import InstilError
+from instil.base.runs.monitor import track
 from instructors.analytic import Mixture
 from instructors.denoiser import UNCONDITIONAL, Condition, Denoiser
-from instructors.denoising import denoising_loss
+from instructors.training.denoising import denoising_loss
 
 EXACT = "noise averaged exactly"
 
@@ -331,4 +331,18 @@ def check_sigmas(sigmas: Sequence[float] | Tensor) -> Tensor:
         raise InstilError(
             f"noise levels {levels.tolist()}: expected two or more, positive, finite and rising"
         )
+    return levels
+
+
+def noise_levels(low: float, high: float, per_decade: int = 8) -> Tensor:
+    """(K,) float64 levels from `low` to `high`, evenly spaced in log sigma.
+
+    Raises:
+        InstilError: They are not positive and in order.
+    """
+    if not 0 < low < high < math.inf:
+        raise InstilError(f"noise levels from {low:g} to {high:g}: expected 0 < lowest < highest")
+    count = max(2, math.ceil(per_decade * math.log10(high / low)) + 1)
+    levels = torch.linspace(math.log(low), math.log(high), count, dtype=torch.float64).exp()
+    levels[0], levels[-1] = low, high
     return levels

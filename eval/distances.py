@@ -6,7 +6,7 @@ from scipy.spatial.distance import cdist
 from torch import Tensor
 
 from eval.curves import Estimate
-from instil.errors import InstilError
+from instil.base.errors import InstilError
 
 
 def wasserstein2(first: Tensor, second: Tensor) -> float:

@@ -10,15 +10,20 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from eval import card, horizon_report, latent_report, transfer_report
-from eval.autoencoders import load_autoencoder
-from eval.horizon import Horizon, horizon
-from eval.transfer_report import Answer, Question
-from instil import data, run
-from instil.errors import InstilError
-from instil.report import note
+from eval import card
+from eval.horizon import ask as horizon_report
+from eval.horizon.certificate import Horizon, horizon
+from eval.latents import ask as latent_report
+from eval.latents.autoencoders import load_autoencoder
+from eval.transfer import ask as transfer_report
+from eval.transfer.ask import Answer, Question
+from instil.base import data
+from instil.base.errors import InstilError
+from instil.base.runs.accelerator import accelerator_for
+from instil.base.runs.monitor import note
 from instructors.codec import Autoencoder
-from instructors.load import Instructor, load, network_folder, weights_hash
+from instructors.load import Instructor, load
+from instructors.sources import network_folder, weights_hash
 
 Rows = list[dict[str, str]]
 NATS, TOLERANCE = 1.0, 0.02  # of a latent space, of the horizon
@@ -51,7 +56,7 @@ def preflight(
     """
     question.check()
     instructor = load(name)
-    accelerator = run.accelerator_for(question.recipe.precision, (), ".")
+    accelerator = accelerator_for(question.recipe.precision, (), ".")
     facts: dict[str, Any] = {"instructor": {"source": name, "sha256": instructor.card.sha256}}
     if target is None:
         if source is not None:

@@ -1,3 +1,5 @@
-"""What every part of the toolkit shares: recipes, randomness, noise levels, state, reports."""
+"""Data-free distillation of diffusion models into one- and few-step generators."""
 
-__version__ = "0.1.0"
+from instil.base import __version__
+
+__all__ = ["__version__"]

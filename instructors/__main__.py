@@ -5,10 +5,10 @@ import shlex
 import sys
 from pathlib import Path
 
-from instil.config import load_recipe, recipe_names
-from instil.errors import InstilError, command
-from instil.outputs import check_output
-from instil.report import note
+from instil.base.config import load_recipe, recipe_names
+from instil.base.errors import InstilError, command
+from instil.base.files import check_output
+from instil.base.runs.monitor import note
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -61,8 +61,8 @@ def main(argv: list[str] | None = None) -> int:
     source, overrides = arguments.recipe, arguments.overrides
     if source and "=" in source:
         source, overrides = None, [source, *overrides]
-    from instructors.session import session  # torch takes seconds to import
-    from instructors.train import TrainRecipe
+    from instructors.training.session import session  # torch takes seconds to import
+    from instructors.training.train import TrainRecipe
 
     recipe = load_recipe(TrainRecipe, source, overrides, RECIPES)
     folder = session(recipe, arguments.resume, command_line)
@@ -71,11 +71,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _transfer(arguments: argparse.Namespace, command_line: str) -> int:
-    from instil import data
-    from instil.run import accelerator_for
-    from instructors.adapt import Target, adapt, save
+    from instil.base import data
+    from instil.base.runs.accelerator import accelerator_for
     from instructors.load import load
-    from instructors.transfer import ARMS, Transfer
+    from instructors.transfer.adapt import Target, adapt, save
+    from instructors.transfer.arms import ARMS, Transfer
 
     recipe = load_recipe(Transfer, None, arguments.overrides, RECIPES)
     if arguments.arm not in ARMS:
@@ -92,7 +92,7 @@ def _transfer(arguments: argparse.Namespace, command_line: str) -> int:
 
 
 def _inspect(source: str, json: Path | None) -> int:
-    from instil.report import show, write_json
+    from instil.base.runs.report import show, write_json
     from instructors.inspect import describe, rows
     from instructors.load import load
 
@@ -104,8 +104,8 @@ def _inspect(source: str, json: Path | None) -> int:
 
 
 def _convert(file: Path, out: Path, vae: str | None, json: Path | None) -> int:
-    from instil.report import show, write_json
-    from instructors.convert import convert
+    from instil.base.runs.report import show, write_json
+    from instructors.nvidia.convert import convert
 
     facts = convert(file, out, vae)
     rows = [{"what": key, "value": str(value)} for key, value in facts.items()]

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from instil.shapes import expand
+from instil.base.shapes import expand
 
 
 class Condition(Mapping[str, Tensor]):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from instructors.denoiser import Condition
 
@@ -143,7 +143,7 @@ def _masked_text(config: Any) -> dict[str, tuple[int, ...]]:
 
 
 # Networks of EDM's and EDM2's checkpoints, which diffusers lacks, and where ours are.
-OWN = {"SongUNet": "instructors.song_unet", "EDM2UNet": "instructors.edm2_unet"}
+OWN = {"SongUNet": "instructors.nvidia.song_unet", "EDM2UNet": "instructors.nvidia.edm2_unet"}
 
 FAMILIES: dict[str, Family] = {
     "UNet2DModel": Family(
@@ -208,3 +208,21 @@ FAMILIES: dict[str, Family] = {
         side=128,
     ),
 }
+
+
+def call(network: nn.Module, noisy: Tensor, time: Tensor, condition: Condition) -> Tensor:
+    """Evaluate a network.
+
+    Args:
+        network: Of a class in `instructors.families`, or with the signature of `UNet2DModel`.
+        noisy: (B, *shape), scaled as the network wants it.
+        time: (B,) float; must be a tensor, since diffusers truncates Python floats.
+        condition: `label` where the network has classes, the tensors of its family where not.
+
+    Returns:
+        (B, *shape) of the dtype of `noisy`; a learned variance in further channels is dropped.
+    """
+    family = FAMILIES.get(type(network).__name__)
+    output = (family.forward if family else plain)(network, noisy, time, condition)
+    output = output if isinstance(output, Tensor) else output.sample
+    return output[:, : noisy.shape[1]].to(noisy.dtype)

@@ -1,34 +1,29 @@
 """`load(source)`: a folder, an embedded name or a hub id becomes an `Instructor`."""
 
-import hashlib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from huggingface_hub import metadata_load, snapshot_download
-from safetensors import SafetensorError, safe_open
+from huggingface_hub import metadata_load
 
-from instil.errors import InstilError
-from instil.plain import is_dir, is_file, read_json
-from instil.report import note
+from instil.base.errors import InstilError
+from instil.base.untrusted import read_json
+from instructors.adapters.exploding import ScoreVE
+from instructors.adapters.folder import from_config
 from instructors.codec import Autoencoder, Codec, UnitRange
+from instructors.conditions.prior import Prior, labels
 from instructors.denoiser import Condition, Denoiser
-from instructors.exploding import ScoreVE
 from instructors.families import FAMILIES, OWN, Family
-from instructors.folder import from_config
-from instructors.prior import Prior, labels
+from instructors.sources import locate, weights_hash
 
-ZOO = Path(str(files("instructors") / "zoo"))
-ARCHITECTURES = Path(str(files("instructors") / "architectures"))
 AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC")
+
+
 NCSNPP = ("time_embedding_type", "center_input_sample")
-WEIGHTS = "diffusion_pytorch_model*.safetensors"
 
 
 @dataclass(frozen=True)
@@ -63,65 +58,6 @@ class Instructor:
     card: Card
     codec: Codec = field(default_factory=Codec)
     prior: Prior = field(default_factory=Prior)
-
-
-def zoo() -> list[str]:
-    """Names of the embedded instructors."""
-    return sorted(path.parent.name for path in ZOO.glob("*/model_index.json"))
-
-
-def locate(source: str, weights: bool = True) -> Path:
-    """The folder that `source` means: an existing path, an embedded name, or a hub id (downloaded).
-
-    Args:
-        source: As the user named it.
-        weights: Whether they are needed. If not, and the hub is out of reach, the configurations
-            noted in `architectures` serve for the models that stand there.
-
-    Raises:
-        InstilError: None of the three, or the download failed.
-    """
-    if is_dir(source):
-        return Path(source)
-    if source in zoo():
-        return ZOO / source
-    if is_file(source):
-        raise InstilError(f"{source}: expected the folder of a diffusers model; {_file(source)}")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
-        raise InstilError(
-            f"{source}: expected the folder of a diffusers model, an embedded name "
-            f"({', '.join(zoo())}) or a hub id such as google/ddpm-cifar10-32"
-        )
-    try:
-        folder = download(source, ["*.json", "README.md"])
-    except InstilError:
-        noted = ARCHITECTURES / source.rpartition("/")[2]
-        if weights or not noted.is_dir():
-            raise
-        note(f"{source}: the hub was not reached; shapes are those of {noted}")
-        return noted
-    if not weights:
-        return folder
-    _, where = _network_config(source, folder)
-    parts = {where.relative_to(folder).as_posix(), "vae"}
-    names = [f"{part}/{WEIGHTS}" if part != "." else WEIGHTS for part in parts]
-    return download(source, ["*.json", "README.md", *names])
-
-
-def download(source: str, patterns: list[str]) -> Path:
-    """The files of a hub id that match `patterns`, as a local folder.
-
-    Raises:
-        InstilError: Not there, or not reachable.
-    """
-    try:
-        ignored = ["*.fp16.*", "*.bf16.*", "*non_ema*"]
-        return Path(snapshot_download(source, allow_patterns=patterns, ignore_patterns=ignored))
-    except Exception as error:  # huggingface_hub raises a dozen kinds, all of them "not there"
-        reason = str(error).strip().splitlines()[0]
-        raise InstilError(
-            f"{source}: no such folder, and not downloaded from the hub: {reason}"
-        ) from None
 
 
 def load(source: str, side: int | None = None, weights: bool = True) -> Instructor:
@@ -164,25 +100,6 @@ def load(source: str, side: int | None = None, weights: bool = True) -> Instruct
         codec = _codec(source, folder, weights)
     card = Card(source, folder, _licence(folder), weights_hash(where) if weights else "")
     return Instructor(denoiser, card, codec.eval().requires_grad_(False), labels(denoiser.classes))
-
-
-def network_folder(source: str) -> Path:
-    """Where a source's network lies: its configuration and its weights.
-
-    Raises:
-        InstilError: As `locate`, or there is none.
-    """
-    return _network_config(source, locate(source))[1]
-
-
-def weights_hash(folder: Path) -> str:
-    """Twelve hexadecimal digits of the SHA-256 of a folder's weights."""
-    sha = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            while block := file.read(1 << 24):
-                sha.update(block)
-    return sha.hexdigest()[:12]
 
 
 def _network_config(source: str, folder: Path) -> tuple[dict[str, Any], Path]:
@@ -307,25 +224,6 @@ def _codec(source: str, folder: Path, weights: bool) -> Codec:
             f"supported: {', '.join(AUTOENCODERS)}"
         )
     return Autoencoder(read_model(source, folder / "vae", str(name), weights))
-
-
-def _file(source: str) -> str:
-    """What to do with a single file."""
-    suffix = Path(source).suffix
-    if suffix == ".pkl":
-        return (
-            "a pickle can run any code when it is opened, so it is not opened; "
-            "`python -m instructors convert` makes a folder of an EDM checkpoint"
-        )
-    if suffix == ".safetensors":
-        try:
-            with safe_open(source, "pt") as file:
-                lora = any("lora" in key for key in file.keys())  # noqa: SIM118, no mapping
-        except SafetensorError as error:
-            return f"this file is not a whole safetensors file ({error})"
-        if lora:
-            return "this is a LoRA: fuse it with fuse_lora() of diffusers and save the pipeline"
-    return "a single file of weights says nothing of network and schedule"
 
 
 def _licence(folder: Path) -> str:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field, PositiveInt
 
-from instil.config import FROM_LIST, Config
+from instil.base.config import FROM_LIST, Config
 
 
 class Lora(Config):

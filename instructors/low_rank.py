@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from instil.draws import Draws
-from instil.errors import InstilError
+from instil.base.draws import Draws
+from instil.base.errors import InstilError
 from instructors.denoiser import Denoiser
 from instructors.lora import Lora
 

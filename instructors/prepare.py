@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
-from instil.errors import InstilError
-from instructors.conditioning import Blending, Conditioning
+from instil.base.errors import InstilError
+from instructors.adapters.guidance import Blend, Guided
+from instructors.conditions.conditioning import Blending, Conditioning
+from instructors.conditions.prior import Prior, labels
+from instructors.conditions.prompts import encode, read_prompts
 from instructors.denoiser import Condition, Denoiser
 from instructors.families import FAMILIES
-from instructors.guidance import Blend, Guided
 from instructors.load import Instructor, load
-from instructors.prior import Prior, labels
-from instructors.prompts import encode, read_prompts
 
 
 def prepare(

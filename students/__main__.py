@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from instil.config import load_recipe, read_overrides, recipe_names, validate
-from instil.errors import InstilError, command
-from instil.outputs import check_output
-from instil.report import note, show, write_json
+from instil.base.config import load_recipe, read_overrides, recipe_names, validate
+from instil.base.errors import InstilError, command
+from instil.base.files import check_output
+from instil.base.runs.monitor import note
+from instil.base.runs.report import show, write_json
 from students.source import Source
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -93,8 +94,8 @@ def _train(arguments: argparse.Namespace) -> dict[str, Any]:
     source, overrides = arguments.recipe, arguments.overrides
     if source and "=" in source:
         source, overrides = None, [source, *overrides]
-    from students.session import session  # torch takes seconds to import
-    from students.train import TrainRecipe
+    from students.gan.session import session  # torch takes seconds to import
+    from students.gan.train import TrainRecipe
 
     recipe = load_recipe(TrainRecipe, source, overrides, RECIPES)
     told = f"python -m students {shlex.join(arguments.words)}"
@@ -113,9 +114,9 @@ def _inspect(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _convert(arguments: argparse.Namespace) -> dict[str, Any]:
+    from students.gan.session import save
+    from students.gan.stylegan2 import StyleGAN2
     from students.load import load
-    from students.session import save
-    from students.stylegan2 import StyleGAN2
 
     source = _source(arguments)
     if Path(source.weights).suffix != ".pkl":
@@ -155,8 +156,8 @@ def _sample(arguments: argparse.Namespace) -> dict[str, Any]:
     import numpy as np
     import torch
 
-    from instil.data import to_uint8
-    from instil.report import save_picture, sheet
+    from instil.base.data import to_uint8
+    from instil.base.runs.pictures import save_picture, sheet
     from students.load import load
 
     student = load(_source(arguments))

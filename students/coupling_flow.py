@@ -16,12 +16,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from instil.draws import Draws
-from instil.early import EarlyStopping
-from instil.errors import InstilError
-from instil.optimizer import Adam
+from instil.base.draws import Draws
+from instil.base.early_stopping import EarlyStopping
+from instil.base.errors import InstilError
+from instil.base.optimizer import Adam
 from instructors.denoiser import UNCONDITIONAL, Condition
-from instructors.networks import perceptron
+from instructors.mlp import perceptron
 from students.pretrained import Pretrained
 from students.student import Latent, Student, one_hot
 

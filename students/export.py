@@ -7,20 +7,20 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from instil.errors import InstilError
-from instil.files import appearing
-from instil.plain import read_json
-from instil.report import write_json
+from instil.base.errors import InstilError
+from instil.base.files import appearing
+from instil.base.runs.report import write_json
+from instil.base.untrusted import read_json
+from instructors.adapters.discrete import DiscreteVP
+from instructors.adapters.exploding import ScoreVE
+from instructors.adapters.flow import Flow
+from instructors.adapters.folder import is_ours, save
+from instructors.adapters.karras import Karras
 from instructors.denoiser import Denoiser
-from instructors.discrete import DiscreteVP
-from instructors.exploding import ScoreVE
 from instructors.families import FAMILIES
-from instructors.flow import Flow
-from instructors.folder import is_ours, save
-from instructors.karras import Karras
 from instructors.low_rank import adapters, merged, portable
 from students.few_step import FewStep
-from students.gan import GAN
+from students.gan.generator import GAN
 from students.one_step import OneStep
 from students.pretrained import Pretrained
 from students.student import Student

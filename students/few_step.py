@@ -6,9 +6,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from instil.draws import Draws
-from instil.errors import InstilError
-from instil.shapes import expand
+from instil.base.draws import Draws
+from instil.base.errors import InstilError
+from instil.base.shapes import expand
 from instructors.denoiser import UNCONDITIONAL, Condition, Denoiser
 from students.student import Latent, Student
 

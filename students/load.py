@@ -12,21 +12,21 @@ from pydantic import Field, PositiveFloat
 from torch import Tensor, nn
 
 import instructors.load
-from instil.checkpoint import read_tensors
-from instil.config import Config, validate
-from instil.draws import Draws
-from instil.errors import InstilError
-from instil.plain import is_dir, is_file, read_json
-from instructors import pickles
+from instil.base.checkpoint import read_tensors
+from instil.base.config import Config, validate
+from instil.base.draws import Draws
+from instil.base.errors import InstilError
+from instil.base.untrusted import is_dir, is_file, read_json
+from instructors.nvidia import pickles
 from students.coupling_flow import CouplingFlow
 from students.export import ADAPTERS, LEVELS
 from students.few_step import FewStep
-from students.gan import GAN, make
+from students.gan.generator import GAN, make
+from students.gan.stylegan2 import StyleGAN2
 from students.one_step import OneStep
 from students.pretrained import CONFIG, Pretrained, build, load_weights, match
 from students.source import Source
 from students.student import Student
-from students.stylegan2 import StyleGAN2
 
 ZOO = Path(str(files("students") / "zoo"))
 KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (StyleGAN2, CouplingFlow, GAN)}

@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from instil.draws import Draws
-from instil.errors import InstilError
+from instil.base.draws import Draws
+from instil.base.errors import InstilError
 from instructors.denoiser import UNCONDITIONAL, Condition, Denoiser
 from students.student import Latent, Student
 

@@ -13,9 +13,9 @@ from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
-from instil.checkpoint import compare, read_tensors, write_tensors
-from instil.errors import InstilError
-from instil.files import write_text
+from instil.base.checkpoint import compare, read_tensors, write_tensors
+from instil.base.errors import InstilError
+from instil.base.files import write_text
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"  # huggingface_hub's names
 SLACK = 1 << 20  # numbers; what `ignore` leaves out of a file may be missing there

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from instil.config import FROM_LIST, Config
+from instil.base.config import FROM_LIST, Config
 
 
 class Source(Config):

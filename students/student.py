@@ -7,8 +7,8 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from instil.draws import Draws
-from instil.errors import InstilError
+from instil.base.draws import Draws
+from instil.base.errors import InstilError
 from instructors.denoiser import UNCONDITIONAL, Condition, class_labels
 
 Latent = tuple[Tensor, ...]

@@ -7,6 +7,6 @@ Answer = tuple[list[dict[str, str]], dict[str, Any]]  # rows of a table, facts f
 
 def device() -> Any:
     """The one that Accelerate chooses."""
-    from instil.run import accelerator_for
+    from instil.base.runs.accelerator import accelerator_for
 
     return accelerator_for(None, (), "runs").device

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.commands import Answer, device
-from instil.errors import InstilError
+from instil.base.errors import InstilError
 
 
 def add(commands: Any) -> None:
@@ -24,9 +24,9 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> Answer:
     """Carry it out."""
-    from eval.clip import Clip
-    from instil import data
-    from instructors.prompts import read_prompts
+    from eval.quality.clip import Clip
+    from instil.base import data
+    from instructors.conditions.prompts import read_prompts
 
     images, prompts = data.load(arguments.images), read_prompts(arguments.prompts)
     if len(images) != len(prompts):

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.commands import Answer
-from instil.outputs import check_output
+from instil.base.files import check_output
 
 
 def add(commands: Any) -> None:
@@ -26,8 +26,8 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> Answer:
     """Carry it out."""
-    from eval import features
-    from instil import data
+    from eval.quality import features
+    from instil.base import data
 
     check_output("--out", arguments.out, ".safetensors")
     images, held_out = data.load(arguments.data), data.load(arguments.held_out)

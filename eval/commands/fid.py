@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from eval.commands import Answer, device
-from eval.protocol import Protocol
-from instil.config import validate
-from instil.errors import InstilError
+from eval.quality.protocol import Protocol
+from instil.base.config import validate
+from instil.base.errors import InstilError
 
 
 def add(commands: Any) -> None:
@@ -70,8 +70,8 @@ def run(arguments: argparse.Namespace) -> Answer:
 
 
 def _measure_images(arguments: argparse.Namespace) -> dict[str, Any]:
-    from eval import features, metrics
-    from instil import data
+    from eval.quality import features, metrics
+    from instil.base import data
 
     images = data.load(arguments.images)
     weights = Path(arguments.weights) if arguments.weights else None
@@ -90,9 +90,9 @@ def _measure_images(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _measure_instructor(arguments: argparse.Namespace) -> dict[str, Any]:
     from eval import card
-    from eval.yardstick import Yardstick
-    from instil.processes import on_main
-    from instructors.conditioning import Conditioning
+    from eval.quality.yardstick import Yardstick
+    from instil.base.processes import on_main
+    from instructors.conditions.conditioning import Conditioning
     from instructors.prepare import prepare
 
     settings = {

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from eval.commands import Answer
-from instil.errors import InstilError
-from instil.outputs import check_output
+from instil.base.errors import InstilError
+from instil.base.files import check_output
 
 
 def add(commands: Any) -> None:
@@ -58,11 +58,12 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> Answer:
     """Carry it out."""
-    from eval import horizon_report, plots
-    from instil.report import environment
+    from eval import plots
+    from eval.horizon import ask
+    from instil.base.runs.report import environment
 
     check_output("--plot", arguments.plot, ".png")
-    question = horizon_report.Question(
+    question = ask.Question(
         arguments.folds,
         arguments.reference,
         arguments.tolerance,
@@ -86,7 +87,7 @@ def run(arguments: argparse.Namespace) -> Answer:
     more: list[dict[str, str]] = []
     extra: dict[str, Any] = {}
     if alone:
-        found = horizon_report.as_it_is(
+        found = ask.as_it_is(
             arguments.model,
             arguments.data,
             question,
@@ -94,7 +95,7 @@ def run(arguments: argparse.Namespace) -> Answer:
             bound=arguments.bound,
         )
     elif arguments.kappas is not None:
-        found, more, extra["kappa"] = horizon_report.by_kappa(
+        found, more, extra["kappa"] = ask.by_kappa(
             arguments.model,
             arguments.data,
             question,
@@ -102,14 +103,12 @@ def run(arguments: argparse.Namespace) -> Answer:
             arguments.overrides,
         )
     else:
-        found = horizon_report.by_folds(
-            arguments.model, arguments.data, question, arguments.overrides
-        )
+        found = ask.by_folds(arguments.model, arguments.data, question, arguments.overrides)
     if arguments.plot:
         plots.horizon_curve(found.horizon, arguments.plot)
     rows, facts = found.rows() + more, found.facts() | extra
     if arguments.bound:
-        terms, facts["bound"] = horizon_report.bounds_of(found, question, constant)
+        terms, facts["bound"] = ask.bounds_of(found, question, constant)
         rows += terms
     return rows, facts | {"command": arguments.command_line, "environment": environment()}
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.commands import Answer, device
-from instil.outputs import check_output
+from instil.base.files import check_output
 
 
 def add(commands: Any) -> None:
@@ -35,24 +35,24 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> Answer:
     """Carry it out."""
-    from eval import latent_report
-    from eval.autoencoders import load_autoencoder
-    from eval.plots import latent_prices
-    from instil import data
-    from instil.report import environment
+    from eval.latents import ask
+    from eval.latents.autoencoders import load_autoencoder
+    from eval.latents.plot import latent_prices
+    from instil.base import data
+    from instil.base.runs.report import environment
 
     check_output("--plot", arguments.plot, ".png")
     source, target = data.load(arguments.source), data.load(arguments.target)
     features = source.pixels[0].numel()
     sigma, nats = arguments.sigma, arguments.nats
-    latent_report.check_settings(sigma, nats, arguments.dim, features)
-    domains = latent_report.Domains.of(source, target, arguments.seed)
+    ask.check_settings(sigma, nats, arguments.dim, features)
+    domains = ask.Domains.of(source, target, arguments.seed)
     if arguments.autoencoder:
         name, where = arguments.autoencoder, device()
         autoencoder = load_autoencoder(name, target.shape, where)
-        facts = latent_report.autoencoder_report(domains, autoencoder, name, sigma, nats, where)
+        facts = ask.autoencoder_report(domains, autoencoder, name, sigma, nats, where)
     else:
-        facts = latent_report.linear_report(domains, arguments.dim, sigma, nats)
+        facts = ask.linear_report(domains, arguments.dim, sigma, nats)
     facts["protocol"] = (
         f"{arguments.source} on {arguments.target}: {facts['dim']} dimensions, "
         f"{facts['target']['held_out']} held-out images"
@@ -60,4 +60,4 @@ def run(arguments: argparse.Namespace) -> Answer:
     facts |= {"command": arguments.command_line, "environment": environment()}
     if arguments.plot:
         latent_prices(facts, arguments.plot)
-    return latent_report.table(facts), facts
+    return ask.table(facts), facts

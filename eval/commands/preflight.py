@@ -6,7 +6,7 @@ from typing import Any
 
 from eval.commands import Answer
 from eval.commands.transfer import add_options, question_of
-from instil.outputs import check_output
+from instil.base.files import check_output
 
 
 def add(commands: Any) -> None:
@@ -34,7 +34,7 @@ def add(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> Answer:
     """Carry it out."""
     from eval.preflight import preflight
-    from instil.report import environment, write_json
+    from instil.base.runs.report import environment, write_json
 
     check_output("--out", arguments.out, ".json")
     rows, facts = preflight(

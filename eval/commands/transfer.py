@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from eval.commands import Answer
-from instil.errors import InstilError
-from instil.outputs import check_output
+from instil.base.errors import InstilError
+from instil.base.files import check_output
 
 
 def add(commands: Any) -> None:
@@ -27,10 +27,10 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> Answer:
     """Carry it out."""
-    from eval import transfer_report
-    from instil import data
-    from instil.report import environment
-    from instil.run import accelerator_for
+    from eval.transfer import ask
+    from instil.base import data
+    from instil.base.runs.accelerator import accelerator_for
+    from instil.base.runs.report import environment
     from instructors.load import load
 
     if arguments.out and arguments.out.exists():
@@ -39,13 +39,11 @@ def run(arguments: argparse.Namespace) -> Answer:
     question = question_of(arguments)
     images, instructor = data.load(arguments.target), load(arguments.instructor)
     accelerator = accelerator_for(question.recipe.precision, (), ".")
-    answer = transfer_report.ask(instructor, images, question, accelerator)
+    answer = ask.ask(instructor, images, question, accelerator)
     facts = answer.facts()
     facts |= {"command": arguments.command_line, "environment": environment()}
     if arguments.out:
-        transfer_report.refit(
-            instructor, answer, question, accelerator, arguments.out, arguments.command_line
-        )
+        ask.refit(instructor, answer, question, accelerator, arguments.out, arguments.command_line)
         facts["out"] = str(arguments.out)
     return answer.rows(), facts
 
@@ -66,9 +64,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def question_of(arguments: argparse.Namespace) -> Any:
     """What the options ask."""
-    from eval.transfer_report import Question
-    from instil.config import load_recipe
-    from instructors.transfer import Transfer
+    from eval.transfer.ask import Question
+    from instil.base.config import load_recipe
+    from instructors.transfer.arms import Transfer
 
     recipe = load_recipe(Transfer, None, arguments.overrides, Path())
     arms = tuple(arguments.arms.split(","))

@@ -35,11 +35,11 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> Answer:
     """Carry it out."""
-    from eval import vae
-    from instil import data
-    from instil.report import environment
+    from eval.vae import ask
+    from instil.base import data
+    from instil.base.runs.report import environment
 
-    rows, facts = vae.report(
+    rows, facts = ask.report(
         arguments.autoencoder,
         data.load(arguments.trained_on),
         data.load(arguments.data),

@@ -1,1 +1,0 @@
-"""Experiments on the theory of the three diagnostics, numbered as in the project's notes."""

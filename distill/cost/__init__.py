@@ -1,0 +1,1 @@
+"""What a run holds and takes, before it is started."""

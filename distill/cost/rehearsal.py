@@ -1,0 +1,165 @@
+"""Bytes of an update, counted on tensors that have a shape and no values.
+
+One update of the real loop runs under torch's fake tensors: every operation allocates what it would
+allocate and computes nothing, so that a network of billions of parameters takes a minute and no
+memory. What kernels need inside, what an allocator wastes between tensors and what a driver keeps
+for itself are not seen.
+"""
+
+import warnings
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+
+from distill.build import networks, prepared
+from distill.cost.alive import REST, Alive
+from distill.recipe import Recipe
+from distill.trainer import State, train
+from instil.base.optimizer import trained
+
+CPU = torch.device("cpu")
+PARTS = (
+    *("instructor", "codec", "student", "fake score", "averages", "gradients", "moments"),
+    *("activations", REST),
+)
+
+
+class Rehearsal:
+    """A run without values, of which one update can be counted at any size of its micro-batch.
+
+    Args:
+        recipe: Of the run; nothing but configurations is read of its instructor.
+
+    Attributes:
+        instructor: The recipe's.
+        state: Before the first update.
+
+    Raises:
+        InstilError: The recipe does not fit the instructor.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self.instructor = prepared(recipe, CPU, weights=False)
+        student, fake = networks(recipe, self.instructor, fresh=False)
+        known: dict[Tensor, Any] = {}
+        for module in (self.instructor.denoiser, self.instructor.codec, student, fake):
+            drop_values(module, self.mode, known)
+        # Left out: what changes no bytes, and the fake score's further updates, which need fewer.
+        self.recipe = recipe.replace(
+            train=recipe.train.replace(compile=False, channels_last=False),
+            optimizer=recipe.optimizer.replace(bits=32),
+            fake=recipe.fake.replace(
+                updates=1, warmup=0, optimizer=recipe.fake.optimizer.replace(bits=32)
+            ),
+        )
+        with warnings.catch_warnings():  # to copy a tensor, torch asks where its values lie
+            warnings.simplefilter("ignore")
+            self.state = State.fresh(student, fake, self.recipe)
+        if recipe.train.averages_on == "cpu":
+            self.state.averages.clear()
+        self.eight_bits = sum(
+            parameter.numel()
+            for module, adam in ((student, recipe.optimizer), (fake, recipe.fake.optimizer))
+            for parameter in trained(module)
+            if adam.bits == 8
+        )
+        self._found: dict[tuple[int, bool], dict[str, int]] = {}
+
+    def update(self, images: int, first: bool) -> dict[str, int]:
+        """Bytes of each of `PARTS` at the moment of an update when most are alive.
+
+        Args:
+            images: Of a micro-batch.
+            first: Whether it is the only one; after others, their gradients are there.
+        """
+        if (images, first) not in self._found:
+            self._found[images, first] = self._update(images, first)
+        return dict(self._found[images, first])
+
+    def _update(self, images: int, first: bool) -> dict[str, int]:
+        state, recipe, alive = self.state, self.recipe, Alive()
+        method = recipe.replace(train=recipe.train.replace(batch=images, accumulation=1))
+        alone = _alone(recipe.train.precision == "bf16")
+        state.step = 0
+
+        def save(tensor: Tensor) -> Tensor:
+            alive.name("activations", [tensor])
+            return tensor
+
+        def accumulated(parameter: Tensor) -> None:
+            alive.name("gradients", [parameter.grad] if parameter.grad is not None else [])
+
+        hooks = []
+        with self.mode, alive, saved_tensors_hooks(save, lambda tensor: tensor):
+            for part, module in self._modules():
+                alive.name(part, [*module.parameters(), *module.buffers()])
+            for module, optimizer in (
+                (state.student, state.student_optimizer),
+                (state.fake, state.fake_optimizer),
+            ):
+                for parameter in trained(module):
+                    hooks.append(parameter.register_post_accumulate_grad_hook(accumulated))
+                    parameter.grad = torch.empty_like(parameter)
+                    accumulated(parameter)
+                if not optimizer.state:
+                    optimizer.step()  # makes the moments
+                for moments in optimizer.state.values():
+                    alive.name("moments", moments.values())
+                if first:
+                    optimizer.zero_grad()
+            next(train(state, self.instructor.denoiser, method, alone, self.instructor.prior))
+        for hook in hooks:
+            hook.remove()
+        found = {part: alive.most[part] for part in PARTS}
+        # bitsandbytes: each moment a byte for four, and a scale of four bytes for every 256
+        found["moments"] -= round(self.eight_bits * 2 * (3 - 4 / 256))
+        return found
+
+    def _modules(self) -> list[tuple[str, nn.Module]]:
+        """What holds weights; those that several share belong to the first."""
+        state, instructor = self.state, self.instructor
+        return [
+            ("instructor", instructor.denoiser),
+            ("codec", instructor.codec),
+            ("student", state.student),
+            ("fake score", state.fake),
+            *(("averages", average.module) for average in state.averages),
+        ]
+
+
+def drop_values(module: nn.Module, mode: FakeTensorMode, known: dict[Tensor, Any]) -> None:
+    """Put fake tensors, as if on the CPU, in the place of a module's own.
+
+    Args:
+        module: Changed in place.
+        mode: Of the fake tensors.
+        known: What stands for what, over several modules: tensors they share stay shared.
+    """
+    for part in module.modules():
+        for tensors in (part._parameters, part._buffers):
+            for name, tensor in tensors.items():
+                if tensor is None:
+                    continue
+                if tensor not in known:
+                    blank = FakeTensor(mode, tensor.detach().to("meta"), CPU)
+                    if isinstance(tensor, nn.Parameter):
+                        blank = nn.Parameter(blank, tensor.requires_grad)
+                    known[tensor] = blank
+                tensors[name] = known[tensor]
+
+
+def _alone(half: bool) -> Any:
+    """What the loop asks of an accelerator, for one process, however many there are."""
+    return SimpleNamespace(
+        device=CPU,
+        num_processes=1,
+        process_index=0,
+        prepare_model=lambda module: module,
+        autocast=lambda: torch.autocast("cpu", torch.bfloat16, half),
+        backward=lambda loss, **options: loss.backward(**options),
+    )

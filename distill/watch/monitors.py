@@ -1,0 +1,218 @@
+"""What a run's networks are doing, in numbers with a meaning, and signs that it goes wrong.
+
+The losses of this method are no measure of success: the student's is a difference of two networks
+that chase each other, the fake's a denoising loss on samples that change. On fresh samples x of the
+student, with the instructor's denoiser D and the fake's F, two identities of `eval.curves` give a
+meaning to what can be measured (F* is the posterior mean of the student's own law):
+
+    (1)  mse_D - mse_F = E|D - F|^2                                  where F = F*
+    (2)  KL(student_s || instructor_s) = integral over u > s of (mse_D - mse_F*) u^-3 du
+
+So the right side of (1) is how far the two scores are apart, and the integral of the left side as
+in (2) is a lower estimate of how far the student is from the instructor, in nats per sample. The
+quotient of both sides, `tracked`, is 1 where the fake knows the student's law; on the way there, at
+F = D + a (F* - D), it is 2 / a - 1. So a = 2 / (1 + tracked), with both sides integrated as in (2),
+is the share of the way that the fake has gone; single levels are noisy, the higher the more.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eval.curves import (
+    Estimate,
+    LossCurve,
+    denoising_loss_curve,
+    integrate_gap,
+    loss_gap,
+    noise_levels,
+    noised_losses,
+    square,
+)
+from eval.quality.yardstick import QUICK_SEEDS
+from instil.base.draws import Draws
+from instil.base.shapes import expand
+from instructors.conditions.prior import Prior
+from instructors.denoiser import Condition, Denoiser
+from students.student import Student
+
+LOWEST, HIGHEST, PER_DECADE = 0.1, 20.0, 4
+COLLAPSED, DRIFTED = 0.5, 0.5  # of the instructor's spread
+LAGGING = 0.5  # of the way
+REPEATS = 3
+PANELS = (0.3, 1.0, 3.0)  # noise levels, data units
+
+
+@dataclass(frozen=True)
+class Gauges:
+    """Of one moment of a run.
+
+    Attributes:
+        sigmas: (K,) noise levels, data units.
+        distance: (K,) root mean square difference of the two denoisers, per coordinate.
+        tracked: (K,) the quotient of both sides of (1).
+        nats: The integral of (2) from the lowest level on.
+        way: Share of the way from the instructor's denoiser to that of the student's law which the
+            fake has gone, over all levels; None where it has gone nowhere or astray.
+    """
+
+    sigmas: tuple[float, ...]
+    distance: tuple[float, ...]
+    tracked: tuple[float, ...]
+    nats: Estimate
+    way: float | None
+
+    def record(self) -> dict[str, Any]:
+        """For `metrics.jsonl`."""
+        return asdict(self)
+
+
+@torch.no_grad()
+def fresh_samples(
+    student: Student, prior: Prior, count: int, batch: int, device: torch.device
+) -> tuple[Tensor, Condition]:
+    """Samples (count, *shape) of the student that no training step saw, and their conditions."""
+    prior, training, parts = prior.to(device), student.training, []
+    student.eval()
+    for start in range(QUICK_SEEDS, QUICK_SEEDS + count, batch):
+        draws = Draws.of_range(0, 0, start, min(batch, QUICK_SEEDS + count - start), device)
+        condition = prior.at(draws.index)
+        parts.append((student(student.prior(draws), condition), condition))
+    student.train(training)
+    samples, conditions = zip(*parts, strict=True)
+    return torch.cat(samples), Condition.cat(conditions)
+
+
+def gauge(
+    samples: Tensor,
+    condition: Condition,
+    instructor: Denoiser,
+    fake: Denoiser,
+    batch: int = 64,
+) -> Gauges:
+    """Compare instructor and fake on samples of the student, level by level.
+
+    Args:
+        samples: (N, *shape) on the networks' device.
+        condition: Of each.
+        instructor: D.
+        fake: F.
+        batch: Samples denoised at once.
+    """
+    low, high = max(LOWEST, instructor.sigma_min), min(HIGHEST, instructor.sigma_max)
+    levels = instructor.round_sigma(noise_levels(low, high, PER_DECADE)).unique()
+    options: dict[str, Any] = {
+        "condition": condition,
+        "noise_draws": 1,
+        "seed": 0,
+        "batch": batch,
+        "device": samples.device,
+    }
+    ours, theirs = (
+        denoising_loss_curve(each, samples, levels, **options) for each in (fake, instructor)
+    )
+    squares = noised_losses(
+        lambda _, noisy, sigma, given: square(
+            fake(noisy, sigma, given), instructor(noisy, sigma, given)
+        ),
+        samples,
+        levels,
+        label=None,
+        **options,
+    )
+    gap = loss_gap(theirs, ours)
+    distance = LossCurve(gap.sigmas, squares, gap.drawn)
+    apart, size = distance.mean(), samples[0].numel()
+    nats, whole = integrate_gap(gap), integrate_gap(distance).value
+    return Gauges(
+        tuple(levels.tolist()),
+        tuple((apart / size).sqrt().tolist()),
+        tuple((gap.mean() / apart.clamp(min=1e-12)).tolist()),
+        nats,
+        2 * whole / (whole + nats.value) if whole > max(0.0, -nats.value) else None,
+    )
+
+
+@torch.no_grad()
+def panels(
+    samples: Tensor, condition: Condition, instructor: Denoiser, fake: Denoiser
+) -> list[Tensor]:
+    """Pictures of what both networks make of the student's samples under noise.
+
+    Args:
+        samples: (N, *shape).
+        condition: Of each.
+        instructor: D.
+        fake: F.
+
+    Returns:
+        Samples, noisy samples, D and F of these, each (3 N, *shape): a low, a middle and a high
+        noise level one after the other, the noisy ones scaled to the range of the samples.
+    """
+    rows: list[tuple[Tensor, ...]] = []
+    draws = Draws.of_range(0, 0, 0, len(samples), samples.device)
+    noise = draws.normal("panel", tuple(samples.shape[1:]), samples.dtype)
+    for level in PANELS:
+        sigma = instructor.round_sigma(samples.new_full((len(samples),), level))
+        noisy = samples + expand(sigma, samples) * noise
+        denoised = (each(noisy, sigma, condition) for each in (instructor, fake))
+        rows.append((samples, noisy / (1 + expand(sigma, noisy) ** 2).sqrt(), *denoised))
+    return [torch.cat(each) for each in zip(*rows, strict=True)]
+
+
+def signs(
+    student: Tensor,
+    instructor: Tensor,
+    distances: Sequence[Mapping[str, float]] = (),
+    gauges: Gauges | None = None,
+) -> list[str]:
+    """What looks wrong, one sentence each with what to try; empty if nothing does.
+
+    Args:
+        student: (N, C, H, W) uint8, its images.
+        instructor: (N, C, H, W) uint8, of the same seeds.
+        distances: The measurements of the run so far, by average.
+        gauges: Of the same moment.
+    """
+    mine, theirs = student.float(), instructor.float()
+    spread, wanted = mine.std(0).mean().item(), theirs.std(0).mean().item()
+    shift = (mine.mean(0) - theirs.mean(0)).mean().abs().item()
+    found = []
+    if spread < COLLAPSED * wanted:
+        found.append(
+            f"collapse: the student's images spread by {spread:.3g} grey levels, the instructor's "
+            f"by {wanted:.3g}; try a lower optimizer.lr, more fake.updates, or divergence=dmd"
+        )
+    if shift > DRIFTED * wanted:
+        found.append(
+            f"drift: the student's images are {shift:.3g} grey levels off in the mean, with a "
+            f"spread of {wanted:.3g}; try a lower optimizer.lr or a higher levels.sigma_max"
+        )
+    last = list(distances)[-REPEATS:]
+    if len(last) == REPEATS and all(each == last[0] for each in last):
+        found.append(
+            f"standstill: {REPEATS} measurements in a row are the same; try a higher optimizer.lr"
+        )
+    if gauges and (lag := _lag(gauges)):
+        found.append(f"lag: the fake score {lag}")
+    return found
+
+
+def _lag(gauges: Gauges) -> str | None:
+    remedy = "try a higher fake.optimizer.lr, more fake.updates, or a higher levels.sigma_max"
+    if not gauges.nats.clear:
+        return None
+    if gauges.nats.value < 0:
+        return (
+            "denoises the student's samples worse than the instructor does: no fault where the "
+            f"images are as good as its own already; where they are not, {remedy}"
+        )
+    if gauges.way is not None and gauges.way < LAGGING:
+        return (
+            f"has gone {gauges.way:.0%} of the way from the instructor to the student's samples; "
+            f"{remedy}"
+        )
+    return None

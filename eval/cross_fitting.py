@@ -1,0 +1,171 @@
+"""Denoising losses of models on images they were not trained on, fold by fold."""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from eval.curves import (
+    LossCurve,
+    denoising_loss_curve,
+    gaussian_loss_curve,
+    loss_gap,
+)
+from eval.image_sets import check_samples, digest
+from instil.base.data import floats
+from instil.base.draws import Draws
+from instil.base.errors import InstilError
+from instructors.analytic import Mixture, empirical, fit_gaussian
+from instructors.denoiser import UNCONDITIONAL, Condition, Denoiser
+
+Reference = Literal["gaussian", "zero", "standard"]
+
+
+REFERENCES: tuple[Reference, ...] = get_args(Reference)
+
+
+def reference_law(kind: Reference, samples: Tensor) -> Mixture:
+    """The law v of the module docstring, float64.
+
+    Args:
+        kind: Which one.
+        samples: (N, *shape), those the model was trained on; uint8 images become [-1, 1].
+    """
+    if kind == "gaussian":
+        return fit_gaussian(floats(samples))
+    atom = torch.zeros(1, *samples.shape[1:], dtype=torch.float64)
+    return empirical(atom, bandwidth=float(kind == "standard"))
+
+
+def paired_losses(
+    model: Denoiser,
+    reference: Mixture,
+    samples: Tensor,
+    sigmas: Tensor,
+    condition: Condition = UNCONDITIONAL,
+    **options: Any,
+) -> tuple[LossCurve, LossCurve]:
+    """Losses of a model and of a Gaussian, the Gaussian's with its noise averaged exactly.
+
+    Both meet one noise, and what it did to the Gaussian is taken off the model's loss too: a
+    control variate, without which the noise of low levels would drown everything.
+
+    Args:
+        model: Not trained on the samples.
+        reference: Of one component.
+        samples: (N, *shape).
+        sigmas: (K,).
+        condition: Of the model.
+        options: Of `denoising_loss_curve`: noise_draws, seed, batch, device, label.
+
+    Raises:
+        InstilError: As there.
+    """
+    drawn = denoising_loss_curve(model, samples, sigmas, condition=condition, **options)
+    law = copy.deepcopy(reference).to(options.get("device", "cpu"))
+    baseline = denoising_loss_curve(law, samples, sigmas, **options | {"label": None})
+    exact = gaussian_loss_curve(reference, samples, sigmas)
+    return replace(exact, losses=loss_gap(drawn, baseline).losses + exact.losses), exact
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What `cross_fitted` measures; every curve has one row per sample.
+
+    Attributes:
+        model: Loss of the model that was fitted without the sample.
+        reference: Of the reference that was fitted without it.
+        seen: Loss of a model on samples that it was fitted to, these or others; None where no such
+            samples are known.
+    """
+
+    model: LossCurve
+    reference: LossCurve
+    seen: LossCurve | None = None
+
+
+def folds_of(count: int, folds: int, seed: int = 0, strata: Tensor | None = None) -> list[Tensor]:
+    """Row numbers of each fold: a random partition of `count` samples into nearly equal parts.
+
+    Args:
+        count: Samples.
+        folds: Parts.
+        seed: Of the partition.
+        strata: (count,) class of each sample; every part gets its share of each.
+
+    Raises:
+        InstilError: Fewer than two folds, or not two samples for each.
+    """
+    if folds < 2 or count < 2 * folds:
+        raise InstilError(
+            f"folds: {folds} of {count} samples; expected at least 2 folds of 2 samples or more"
+        )
+    order = Draws.of_range(seed, 0, 0, count).uniform("fold").argsort()
+    if strata is not None:
+        order = order[strata[order].argsort(stable=True)]
+        return [order[first::folds].sort().values for first in range(folds)]
+    return [part.sort().values for part in order.tensor_split(folds)]
+
+
+def all_but(parts: Sequence[Tensor], number: int) -> Tensor:
+    """Row numbers of all folds but one, in order."""
+    return torch.cat([part for k, part in enumerate(parts) if k != number]).sort().values
+
+
+def cross_fitted(
+    fit: Callable[[Tensor], Denoiser],
+    samples: Tensor,
+    sigmas: Tensor,
+    *,
+    reference: Reference = "gaussian",
+    folds: int = 5,
+    trained: bool = True,
+    condition: Condition = UNCONDITIONAL,
+    strata: Tensor | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> Losses:
+    """Losses on every sample of models and references that were fitted without it.
+
+    Args:
+        fit: Makes the model from the row numbers of its training samples.
+        samples: (N, *shape), all that there is.
+        sigmas: (K,).
+        reference: Fitted to the same rows as the model.
+        folds: Each is left out once.
+        trained: Whether `fit` trains on the rows. False says that the model was made elsewhere, of
+            other samples: then only the reference is cross-fitted, and nothing is `seen`.
+        condition: Of all N samples.
+        strata: As `folds_of` takes it.
+        seed: Of folds and noise.
+        options: Of `denoising_loss_curve`.
+
+    Raises:
+        InstilError: As `denoising_loss_curve` and `folds_of`.
+    """
+    check_samples(samples)
+    parts = folds_of(len(samples), folds, seed, strata)
+    shape, drawn = (len(samples), len(sigmas)), f"{digest(samples)}, {folds} folds, seed {seed}"
+    model, law, seen = (torch.full(shape, torch.nan, dtype=torch.float64) for _ in range(3))
+    for number, rows in enumerate(parts):
+        rest = all_but(parts, number)
+        denoiser, gaussian = fit(rest), reference_law(reference, samples[rest])
+
+        def losses(
+            which: Tensor, denoiser: Denoiser = denoiser, gaussian: Mixture = gaussian
+        ) -> tuple[Tensor, Tensor]:
+            given = condition.rows(which)
+            pair = paired_losses(
+                denoiser, gaussian, samples[which], sigmas, given, seed=seed, **options
+            )
+            return pair[0].losses, pair[1].losses
+
+        model[rows], law[rows] = losses(rows)
+        if trained:
+            other = parts[(number + 1) % folds]  # each sample is looked at once as a trained one
+            seen[other] = losses(other)[0]
+    curves = [LossCurve(sigmas, each, drawn) for each in (model, law, seen)]
+    return Losses(curves[0], curves[1], curves[2] if trained else None)

@@ -1,0 +1,1 @@
+"""FID and its relatives: extractors, metrics, protocols."""

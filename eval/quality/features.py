@@ -1,0 +1,248 @@
+"""Feature extractors: Inception from torch-fidelity, and small offline ones trained here.
+
+A distance is called FID only with Inception. With an offline extractor it is called
+`FD-<name>-<hash of its weights>`, since it can be compared with nothing else.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.error import URLError
+
+import torch
+import torch_fidelity
+from pydantic import Field
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from instil.base import checkpoint, data
+from instil.base.config import Config, validate
+from instil.base.draws import Draws
+from instil.base.errors import InstilError
+from instil.base.processes import shared
+from instil.base.untrusted import parse_json
+
+EMBEDDED = Path(str(files("eval") / "extractors"))
+INCEPTION = "inception-v3-compat"
+
+
+Side = Annotated[int, Field(ge=1, le=4096)]
+
+
+class SmallCNN(nn.Module):
+    """A classifier of small images whose penultimate layer is the feature vector.
+
+    Args:
+        shape: (C, H, W) of the images.
+        classes: Number of classes.
+        features: Length of the feature vector.
+    """
+
+    def __init__(self, shape: tuple[int, ...], classes: int, features: int = 64) -> None:
+        super().__init__()
+        channels, side, width = shape[0], max(shape[1:]), 32
+        layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
+        while side > 4:
+            layers += [nn.Conv2d(width, 2 * width, 3, stride=2, padding=1), nn.ReLU()]
+            side, width = (side + 1) // 2, 2 * width
+        self.body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(side), nn.Flatten())
+        self.features = nn.Sequential(nn.Linear(width * side * side, features), nn.ReLU())
+        self.head = nn.Linear(features, classes)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Map images (B, C, H, W) in [-1, 1] to features (B, features) and logits (B, classes)."""
+        features = self.features(self.body(images))
+        return features, self.head(features)
+
+
+class Made(Config):
+    """What a file says of the `SmallCNN` in it."""
+
+    shape: tuple[Side, Side, Side]
+    classes: Annotated[int, Field(ge=1, le=100_000)]
+
+
+class Extractor:
+    """Images to features and class logits.
+
+    Attributes:
+        name: What a Fréchet distance in these features is called.
+        standardize: Whether features are z-scored by the reference (never for FID).
+        forward: uint8 (B, C, H, W) to features (B, d) and logits (B, K), float32 on the CPU.
+    """
+
+    def __init__(
+        self, name: str, standardize: bool, forward: Callable[[Tensor], tuple[Tensor, Tensor]]
+    ) -> None:
+        self.name, self.standardize, self.forward = name, standardize, forward
+
+    @torch.no_grad()
+    def __call__(self, pixels: Tensor, batch: int = 512) -> tuple[Tensor, Tensor]:
+        """Features (N, d) and logits (N, K) of uint8 images (N, C, H, W); processes share them."""
+        features, logits = zip(*shared(pixels.split(batch), self.forward), strict=True)
+        return torch.cat(features), torch.cat(logits)
+
+
+def load(source: str, weights: Path | None = None, device: str = "cpu") -> Extractor:
+    """Load an extractor.
+
+    Args:
+        source: `inception`, an embedded name, or a `.safetensors` file made by
+            `python -m eval extractor`.
+        weights: Only for `inception`: torch-fidelity's weight file, to use without a download.
+        device: Where it runs.
+
+    Raises:
+        InstilError: Nothing there, the file is no extractor, or the download failed.
+    """
+    if source == "inception":
+        return _inception(weights, device)
+    if weights is not None:
+        raise InstilError(f"weights {weights}: only the inception extractor takes a weight file")
+    path = Path(source) if source.endswith(".safetensors") else EMBEDDED / f"{source}.safetensors"
+    if not path.exists():
+        names = ", ".join(sorted(p.stem for p in EMBEDDED.glob("*.safetensors")))
+        raise InstilError(
+            f"extractor {source}: expected inception, an embedded one ({names}), "
+            "or a .safetensors file made by `python -m eval extractor`"
+        )
+    about, network = _read(path)
+    network, shape = network.to(device), tuple(about["shape"])
+
+    def forward(pixels: Tensor) -> tuple[Tensor, Tensor]:
+        if tuple(pixels.shape[1:]) != shape:
+            raise InstilError(
+                f"extractor {source}: made for images of the shape {shape}, "
+                f"got {tuple(pixels.shape[1:])}"
+            )
+        features, logits = network(data.to_float(pixels.to(device)))
+        return features.cpu(), logits.cpu()
+
+    sha = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+    return Extractor(f"FD-{path.stem}-{sha}", True, forward)
+
+
+def _inception(weights: Path | None, device: str) -> Extractor:
+    if weights is not None and not weights.is_file():
+        raise InstilError(f"inception weights {weights}: no such file")
+    options = {} if weights is None else {"feature_extractor_weights_path": str(weights)}
+    try:
+        network = torch_fidelity.utils.create_feature_extractor(
+            INCEPTION, ["2048", "logits_unbiased"], cuda=device == "cuda", verbose=False, **options
+        )
+    except URLError as error:
+        raise InstilError(
+            f"inception: its weights could not be downloaded ({error.reason}); fetch "
+            "weights-inception-2015-12-05-6726825d.pth from torch-fidelity's v0.2.0 release and "
+            "pass it as --weights, or choose an offline extractor"
+        ) from None
+
+    def forward(pixels: Tensor) -> tuple[Tensor, Tensor]:
+        colour = pixels.expand(-1, 3, -1, -1) if pixels.shape[1] == 1 else pixels
+        features, logits = network(colour.to(device))
+        return features.cpu(), logits.cpu()
+
+    return Extractor("FID", False, forward)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], SmallCNN]:
+    """An extractor's description, as `train` wrote it, and its network."""
+    try:
+        with safe_open(path, "pt") as file:
+            about = parse_json((file.metadata() or {})["extractor"], f"{path}: its description")
+        made = validate(Made, {name: about[name] for name in Made.model_fields})
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise InstilError(f"{path}: not an extractor ({error})") from None
+    with torch.device("meta"):  # no memory yet: the file may not hold what it says
+        network = SmallCNN(made.shape, made.classes).eval().requires_grad_(False)
+    tensors = checkpoint.read_tensors(path)
+    checkpoint.compare(str(path), tensors, network.state_dict())
+    network.load_state_dict(tensors, assign=True)
+    return about, network
+
+
+def train(images: data.Images, held_out: data.Images, out: Path, seed: int = 0) -> dict[str, Any]:
+    """Train an offline extractor as a classifier and write it as one safetensors file.
+
+    Args:
+        images: Training images with labels; shifted by up to one pixel as they are drawn.
+        held_out: Images for the accuracy that is reported.
+        out: The file to write, ending in .safetensors.
+        seed: Fixes initial weights and every batch.
+
+    Returns:
+        What is also in the file's metadata: shape, classes, data, seed, accuracy.
+
+    Raises:
+        InstilError: The images have no labels.
+    """
+    if images.labels is None or held_out.labels is None:
+        raise InstilError(f"{images.source}: an extractor is a classifier and needs classes")
+    torch.manual_seed(seed)
+    network = SmallCNN(images.shape, len(images.classes))
+    steps, batch = 1500, 64
+    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
+    for step in range(steps):
+        draws = Draws.of_range(seed, step, 0, batch)
+        rows = draws.integers("row", len(images))
+        shift = draws.integers("shift", 3, (2,))[0] - 1
+        shifted = torch.roll(data.to_float(images.pixels[rows]), tuple(shift.tolist()), (2, 3))
+        loss = nn.functional.cross_entropy(network(shifted)[1], images.labels[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    network.eval()
+    with torch.no_grad():
+        guesses = network(data.to_float(held_out.pixels))[1].argmax(1)
+    about = {
+        "shape": list(images.shape),
+        "classes": len(images.classes),
+        "data": f"{images.source} ({len(images)} images, {images.digest()})",
+        "seed": seed,
+        "held_out": held_out.source,
+        "accuracy": round((guesses == held_out.labels).double().mean().item(), 4),
+    }
+    checkpoint.write_tensors(out, network.state_dict(), {"extractor": json.dumps(about)})
+    return about
+
+
+def register(source: str) -> str:
+    """Make an offline extractor known to torch-fidelity; returns the name it has there.
+
+    The name holds the hash of the weights, since torch-fidelity's caches know extractors by name.
+    """
+    extractor = load(source)
+    name = extractor.name.lower()
+
+    class Registered(torch_fidelity.FeatureExtractorBase):
+        def __init__(self, name: str, features_list: list[str], **options: Any) -> None:
+            super().__init__(name, features_list)
+
+        @staticmethod
+        def get_provided_features_list() -> tuple[str, ...]:
+            return ("features", "logits")
+
+        @staticmethod
+        def get_default_feature_layer_for_metric(metric: str) -> str:
+            return "logits" if metric == "isc" else "features"
+
+        @staticmethod
+        def can_be_compiled() -> bool:
+            return False
+
+        @staticmethod
+        def get_dummy_input_for_compile() -> Tensor:
+            return torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
+
+        def forward(self, input: Tensor) -> tuple[Tensor, ...]:  # noqa: A002, theirs
+            found = dict(zip(("features", "logits"), extractor.forward(input), strict=True))
+            return tuple(found[key] for key in self.features_list)
+
+    if name not in torch_fidelity.registry.FEATURE_EXTRACTORS_REGISTRY:
+        torch_fidelity.register_feature_extractor(name, Registered)
+    return name

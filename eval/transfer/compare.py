@@ -1,0 +1,137 @@
+"""Does a source help a target with few samples? Arms compared by cross-validation, in nats.
+
+An arm (see `instructors.transfer.arms`) is any way to fit a model to samples. Each is fitted to all
+folds but one and scored on that one, with the same folds and noise for all, so that differences
+are paired. What is compared is held-out loss in nats per sample: minus log-density for a flow, the
+integral of the denoising loss for a diffusion (`eval.curves`).
+
+When transfer turns negative is known exactly where everything is linear and Gaussian: a target
+x = C B_t' z + tau n in R^d, z ~ N(0, I_p), and the source's embedding h = B_s' z in R^r, both B
+orthonormal. With S = B_t'(I - B_s B_s')B_t, whose eigenvalues are the squared sines of the
+principal angles between the two, least squares on n samples risks
+
+    (1)  frozen   tr(tau^2 I + C S C') (1 + r / (n - r - 1))
+    (2)  scratch  tau^2 d (1 + p / (n - p - 1))
+    (3)  n_neg = p + 1 + tau^2 d (p - r) / tr(C S C')    above it, (1) exceeds (2)
+    (4)  embedding gap  I(x; z | h) = 1/2 log det(tau^2 I + C S C') - d log tau
+
+and the gap (4), the information on x that the borrowed embedding does not pass on, is the least KL
+of any model that sees h alone. For networks the working rule is: transfer helps if the gap is less
+than what scratch loses against a transfer whose embedding is right.
+
+Source:
+    Tian and Shen, "Enhancing Accuracy in Generative Models via Knowledge Transfer", arXiv
+    2405.16837, name cross-validation against negative transfer and give no procedure. (1) to (3)
+    are the risk of least squares with Gaussian design; the procedure is ours.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from eval.curves import Estimate
+from instil.base.errors import InstilError
+
+SCRATCH = "scratch"
+
+
+# An arm: rows to train on and rows to score, to (len(scored),) nats.
+Fit = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Held-out nats of every arm on every sample.
+
+    Attributes:
+        nats: By arm, (N,) float64.
+        parts: Rows of each fold.
+    """
+
+    nats: Mapping[str, Tensor]
+    parts: Sequence[Tensor] = field(repr=False)
+
+    @property
+    def best(self) -> str:
+        """The arm with the least mean."""
+        return min(self.nats, key=lambda arm: self.nats[arm].mean().item())
+
+    @property
+    def transferred(self) -> str | None:
+        """The best arm that uses the source; None if there is none."""
+        others = {arm: nats.mean().item() for arm, nats in self.nats.items() if arm != SCRATCH}
+        return min(others, key=lambda arm: others[arm]) if others else None
+
+    def less(self, first: str, second: str) -> Estimate:
+        """Nats of the first arm less those of the second, paired.
+
+        Samples of one fold share a model, so its error is the larger of that over samples and
+        that over folds.
+        """
+        difference = self.nats[first] - self.nats[second]
+        over_samples = Estimate.of(difference)
+        over_folds = Estimate.of(torch.stack([difference[rows].mean() for rows in self.parts]))
+        return Estimate(over_samples.value, max(over_samples.stderr, over_folds.stderr))
+
+    @property
+    def gain(self) -> Estimate | None:
+        """Nats by which the best transferring arm beats scratch; negative where it harms."""
+        if SCRATCH not in self.nats or self.transferred is None:
+            return None
+        return self.less(SCRATCH, self.transferred)
+
+    @property
+    def undecided(self) -> bool:
+        """Whether transfer and scratch are within two standard errors of each other."""
+        return self.gain is not None and not self.gain.clear
+
+    @property
+    def negative_transfer(self) -> bool:
+        """Whether the source clearly harms, however it is used."""
+        return self.gain is not None and self.gain.clear and self.gain.value < 0
+
+
+def folds_for(count: int) -> int:
+    """10 folds below 200 samples, where leaving out a fifth would favour transfer; else 5."""
+    return 10 if count < 200 else 5
+
+
+def verdict(found: Comparison) -> str:
+    """The answer in one sentence."""
+    gain, best = found.gain, found.best
+    if gain is None:
+        return f"{best} is the best of the arms that were tried; nothing says whether it helps."
+    amount = f"{abs(gain.value):.3g} ± {gain.stderr:.1g} nats a sample"
+    if found.negative_transfer:
+        return (
+            f"Do not transfer: the source harms, its best arm ({found.transferred}) is {amount} "
+            "worse than training from scratch."
+        )
+    if found.undecided:
+        return (
+            f"Undecided: {found.transferred} and scratch are {amount} apart; "
+            "more target samples would tell."
+        )
+    return f"Transfer by {best}: it is {amount} better than training from scratch."
+
+
+def embedding_gap(blind: Tensor, seeing: Tensor) -> Estimate:
+    """I(x; z | h): what no model can know of x that sees the embedding h(z) and not z, in nats.
+
+    It is zero if and only if the shared embedding condition holds. Estimated by two models fitted
+    to the same samples, so that it is net of what each lost by being estimated; take many samples.
+
+    Args:
+        blind: (N,) held-out nats of a model given h(z).
+        seeing: (N,) of one given z, on the same samples with the same noise.
+
+    Raises:
+        InstilError: They are not of as many samples.
+    """
+    if blind.shape != seeing.shape or len(blind) < 2:
+        raise InstilError(
+            f"nats of {len(blind)} and {len(seeing)} samples: expected as many, two at least"
+        )
+    return Estimate.of(blind - seeing)

@@ -1,0 +1,1 @@
+"""A generalisation bound of variational autoencoders (arXiv 2506.00849)."""

@@ -1,0 +1,1 @@
+"""Claims of the papers, each an experiment with numbers."""

@@ -1,0 +1,56 @@
+"""Work of several processes of one launch. With one process there is nothing but the work."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import distributed
+
+from instil.base.errors import InstilError
+
+P = TypeVar("P")
+R = TypeVar("R")
+
+
+def place() -> tuple[int, int]:
+    """The number of this process, from 0, and how many there are."""
+    if not distributed.is_initialized():
+        return 0, 1
+    return distributed.get_rank(), distributed.get_world_size()
+
+
+def is_main() -> bool:
+    """Whether this is the first process."""
+    return place()[0] == 0
+
+
+def on_main(make: Callable[[], R]) -> R:
+    """Call `make` on the first process and give every process its result, or its error.
+
+    Raises:
+        InstilError: As on the first process; an `OSError` there (disk full, not writable) too.
+    """
+    result: list[Any] = [None, None]
+    if is_main():
+        try:
+            result[0] = make()
+        except (InstilError, OSError) as error:
+            result[1] = str(error)
+    if place()[1] > 1:
+        broadcast_object_list(result)
+    if result[1] is not None:
+        raise InstilError(result[1])
+    return result[0]
+
+
+def shared(parts: Sequence[P], work: Callable[[P], R]) -> list[R]:
+    """The results of all parts, in order, on every process; each is computed by one of them.
+
+    Every process must call it, with the same parts. Results do not depend on how many there are.
+    """
+    rank, count = place()
+    mine = [work(part) for part in parts[rank::count]]
+    if count == 1:
+        return mine
+    everybody = gather_object([mine])
+    return [everybody[number % count][number // count] for number in range(len(parts))]

@@ -1,0 +1,1 @@
+"""A run: its accelerator, folder, progress, pictures and report."""

@@ -1,0 +1,103 @@
+"""Plain values of files that anybody may have written: numbers, words, lists and mappings."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from instil.base.errors import InstilError
+
+MOST_VALUES, DEEPEST = 1_000_000, 60
+LARGEST = 8 << 20  # bytes; those of ours are thousands
+
+
+def is_file(name: str | Path) -> bool:
+    """Whether there is a file; False, not an error, of a name that no file can have."""
+    return os.path.isfile(name)  # noqa: PTH113, Path's raises where a name is too long
+
+
+def is_dir(name: str | Path) -> bool:
+    """Whether there is a folder; likewise."""
+    return os.path.isdir(name)  # noqa: PTH112, as above
+
+
+def check(content: Any, source: str, most: int = MOST_VALUES) -> None:
+    """Refuse what JSON does not have, and what grows when it is written out.
+
+    Args:
+        content: Of a file; may hold itself, as YAML's aliases allow.
+        source: For the message.
+        most: Values in all.
+
+    Raises:
+        InstilError: A key is no word, a value is none of JSON's, or it is too deep or too large.
+    """
+    left = most
+
+    def walk(value: Any, key: str, depth: int) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0 or depth > DEEPEST:
+            raise InstilError(
+                f"{source}: holds more than {most:,} values, or lists within lists more than "
+                f"{DEEPEST} deep (at {key[:100]}); write it without aliases, and flatter"
+            )
+        if isinstance(value, dict):
+            for name, inner in value.items():
+                if not isinstance(name, str):
+                    raise InstilError(f"{source}: {name!r} is no word; put quotes around this key")
+                walk(inner, f"{key}.{name}" if key else name, depth + 1)
+        elif isinstance(value, list):
+            for number, inner in enumerate(value):
+                walk(inner, f"{key}.{number}" if key else str(number), depth + 1)
+        elif not isinstance(value, bool | int | float | str | None):
+            raise InstilError(
+                f"{source}: {key}: a {type(value).__name__} ({value}) is no value of a recipe; put "
+                "quotes around it if it is a word"
+            )
+
+    walk(content, "", 0)
+
+
+def parse_json(text: str, source: str) -> dict[str, Any]:
+    """A JSON mapping.
+
+    Raises:
+        InstilError: It is none.
+    """
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InstilError(f"{source}: not a JSON file ({str(error)[:200]})") from None
+    if not isinstance(content, dict):
+        raise InstilError(f"{source}: expected a JSON mapping, got a {type(content).__name__}")
+    check(content, source)
+    return content
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that holds a mapping.
+
+    Raises:
+        InstilError: It is none, or cannot be read.
+    """
+    return parse_json(read_text(path, LARGEST), str(path))
+
+
+def read_text(path: Path, largest: int) -> str:
+    """A text file of at most `largest` bytes.
+
+    Raises:
+        InstilError: It cannot be read, is larger, or is not UTF-8.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(largest + 1)
+        text = content.decode("utf-8")
+    except OSError as error:
+        raise InstilError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise InstilError(f"{path}: cannot be read ({error}); expected text in UTF-8") from None
+    if len(content) > largest:
+        raise InstilError(f"{path}: larger than {largest:,} bytes, so it is none of ours")
+    return text

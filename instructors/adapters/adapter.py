@@ -1,0 +1,46 @@
+"""What every adapter shares: a network in its own parameterisation, seen as a denoiser."""
+
+import math
+
+from torch import nn
+
+from instil.base.errors import InstilError
+from instructors.denoiser import Denoiser
+
+
+class Adapter(Denoiser):
+    """A network and the range of sigma it was trained on.
+
+    Args:
+        network: Called as `instructors.families.call` says.
+        shape: One sample without the batch axis.
+        sigma_min: Smallest level trained.
+        sigma_max: Largest level trained.
+        classes: Number of class labels; 0 for none.
+
+    Attributes:
+        prediction: What the network's output is, in a word.
+
+    Raises:
+        InstilError: The levels are not positive, finite and rising.
+    """
+
+    prediction: str
+
+    def __init__(
+        self,
+        network: nn.Module,
+        shape: tuple[int, ...],
+        sigma_min: float,
+        sigma_max: float,
+        classes: int = 0,
+    ) -> None:
+        super().__init__()
+        if not 0 < sigma_min < sigma_max < math.inf:
+            raise InstilError(
+                f"sigma from {sigma_min} to {sigma_max}: expected two positive numbers that rise"
+            )
+        self.network = network
+        self.shape = tuple(shape)
+        self.sigma_min, self.sigma_max = sigma_min, sigma_max
+        self.classes = classes

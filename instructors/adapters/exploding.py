@@ -1,0 +1,44 @@
+"""Score networks on a variance-exploding schedule: NCSN++ as diffusers publishes it."""
+
+from torch import Tensor, nn
+
+from instil.base.shapes import expand
+from instructors.adapters.adapter import Adapter
+from instructors.denoiser import Condition
+from instructors.families import call
+
+
+class ScoreVE(Adapter):
+    """A network whose output is the score of x + s noise itself, at the time s.
+
+        D = x_s + s**2 out
+
+    These models see images in [0, 1], so sigma is in those units and a codec stretches samples. The
+    network is never autocast, for the reason given at `ContinuousVP`.
+
+    Args:
+        network: Called as `instructors.families.call` says; divides by s inside.
+        shape: One sample without the batch axis.
+        sigma_min: Smallest level trained.
+        sigma_max: Largest level trained.
+        classes: Number of class labels; 0 for none.
+
+    Source:
+        Song et al. 2021, arXiv 2011.13456.
+    """
+
+    exact = True
+    prediction = "score"
+
+    def __init__(
+        self,
+        network: nn.Module,
+        shape: tuple[int, ...],
+        sigma_min: float = 0.01,
+        sigma_max: float = 1348.0,
+        classes: int = 0,
+    ) -> None:
+        super().__init__(network, shape, sigma_min, sigma_max, classes)
+
+    def denoise(self, noisy: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+        return noisy + expand(sigma, noisy) ** 2 * call(self.network, noisy, sigma, condition)

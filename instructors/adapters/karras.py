@@ -1,0 +1,64 @@
+"""Networks with the preconditioning of EDM."""
+
+import math
+
+from torch import Tensor, nn
+
+from instil.base.errors import InstilError
+from instil.base.shapes import expand
+from instructors.adapters.adapter import Adapter
+from instructors.denoiser import Condition
+from instructors.families import call
+
+
+class Karras(Adapter):
+    """An EDM network, D = c_skip x + c_out F(c_in x, c_noise).
+
+        c_skip = sd**2 / (s**2 + sd**2)     c_out = s sd / sqrt(s**2 + sd**2)
+        c_in = 1 / sqrt(s**2 + sd**2)       c_noise = ln(s) / 4
+
+    This is what diffusers' `EDMEulerScheduler` does around a network.
+
+    Args:
+        network: F, called as `instructors.families.call` says.
+        shape: One sample without the batch axis.
+        sigma_min: Smallest level trained.
+        sigma_max: Largest level trained.
+        sigma_data: sd, the standard deviation of the data the network was trained for.
+        classes: Number of class labels; 0 for none.
+
+    Raises:
+        InstilError: As `Adapter`, or sd is not positive.
+
+    Source:
+        Karras et al. 2022, arXiv 2206.00364, table 1 and eq. 7.
+    """
+
+    prediction = "EDM's F"
+
+    def __init__(
+        self,
+        network: nn.Module,
+        shape: tuple[int, ...],
+        sigma_min: float = 0.002,
+        sigma_max: float = 80.0,
+        sigma_data: float = 0.5,
+        classes: int = 0,
+    ) -> None:
+        super().__init__(network, shape, sigma_min, sigma_max, classes)
+        if not 0 < sigma_data < math.inf:
+            raise InstilError(f"sigma_data {sigma_data}: expected a positive number")
+        self.sigma_data = sigma_data
+
+    def denoise(self, noisy: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+        s, sd = expand(sigma, noisy), self.sigma_data
+        total = (s**2 + sd**2).sqrt()
+        output = call(self.network, noisy / total, sigma.log() / 4, condition)
+        return (sd / total) ** 2 * noisy + s * sd / total * output
+
+    def weight(self, sigma: Tensor) -> Tensor:
+        return (sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2
+
+    def start(self, unit: Tensor, sigma: float) -> Tensor:
+        # diffusers' EDMEulerScheduler starts from this scale (its `init_noise_sigma`).
+        return unit * (sigma**2 + 1) ** 0.5

@@ -1,0 +1,1 @@
+"""Labels and prompts: what an instructor is asked for."""

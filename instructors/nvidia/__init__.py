@@ -1,0 +1,1 @@
+"""EDM and EDM2 checkpoints: networks that diffusers cannot express, and converters."""

@@ -1,0 +1,461 @@
+"""Reads NVIDIA's network pickles (EDM, EDM2, StyleGAN2-ADA) and executes nothing from them.
+
+Such a file holds, per object, the source text of its class, which their own loader compiles and
+runs; no check of the globals a pickle names can see into that text. Here a pickle is read as data:
+its opcodes are decoded by the standard library and interpreted below, a few known globals build
+tensors and containers, every other global is refused by name, and source text is dropped unread.
+
+All sizes a file declares are held against the bytes it has before memory is taken, what a file
+asks to copy again and again is counted, and a message never spells out a value that is not a number
+or a name, since a small file can hold nested lists of any written length.
+"""
+
+import io
+import math
+import mmap
+import pickletools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from instil.base.errors import InstilError
+
+# A network of 50 million parameters takes 30 thousand; more is an attack on memory.
+MOST_OPCODES = 2_000_000
+# Bytes that calls may be given, by byte of the file: twice by those who write bytes as text.
+MOST_COPIES = 4
+MOST_ARGUMENTS = 10_000
+DEEPEST_MODULE = 64
+
+STORAGES = {
+    "FloatStorage": torch.float32,
+    "DoubleStorage": torch.float64,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+# What torch writes before a storage's bytes: a magic number, then the version of the format.
+STORAGE_MAGIC, STORAGE_VERSION = 0x1950A86A20F9469CFC6C, 1001
+
+
+class RefusedError(Exception):
+    """The file asks for something that a checkpoint does not need."""
+
+
+@dataclass
+class Node:
+    """An object of a class that is not loaded: a network, one of its modules, a loss.
+
+    Attributes:
+        class_name: Of the object, without its module.
+        state: Its attributes; of a torch module `_parameters`, `_buffers` and `_modules` as well.
+    """
+
+    class_name: str
+    state: dict[str, Any] = field(default_factory=dict)
+
+
+class Array:
+    """A numpy array.
+
+    Attributes:
+        numbers: Its values in order, flat; a view of the file's bytes.
+        shape: Of the array.
+    """
+
+    numbers: np.ndarray[Any, Any] = np.empty(0)
+    shape: tuple[int, ...] = (0,)
+
+    def fill(self, version: Any, shape: Any, dtype: Any, fortran: Any, data: Any) -> None:
+        """Take the state that numpy pickles."""
+        if version != 1 or fortran is not False:
+            raise ValueError("a numpy array in no format that is known")
+        numbers = _numbers(dtype, data)
+        if any(type(n) is not int for n in _of(tuple, shape)) or math.prod(shape) != len(numbers):
+            raise ValueError("a numpy array of another size than it says")
+        self.numbers, self.shape = numbers, shape
+
+
+def read(path: Path) -> Any:
+    """Read a pickle: containers, numbers, texts, tensors, and a `Node` for every other object.
+
+    Args:
+        path: Of the file; usually a mapping of names such as `ema` or `G_ema` to networks.
+
+    Raises:
+        InstilError: No such file, it is not a whole pickle, or it asks for a global that a
+            checkpoint does not need; the message names it.
+    """
+    try:
+        # Reading from a map never takes more memory than the file has bytes.
+        with (
+            path.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        ):
+            return _interpret(content, MOST_COPIES * len(content))
+    except OSError as error:
+        raise InstilError(f"{path}: cannot be read ({error.strerror})") from None
+    except RefusedError as refusal:
+        raise InstilError(
+            f"{path}: {refusal}, which a network checkpoint does not need, so the file was refused "
+            "and nothing in it was run; if it is a published checkpoint, open an issue of this "
+            "project with this line and the file's address"
+        ) from None
+    # What decoding and building raise on bytes that are not what they declare to be.
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
+        raise InstilError(f"{path}: not a whole pickle of a network ({error})") from None
+
+
+def state_dict(node: Node) -> dict[str, Tensor]:
+    """The parameters and persistent buffers of a network, by torch's names, in torch's order.
+
+    Raises:
+        InstilError: The modules do not form a tree, or hold something else than tensors.
+    """
+    tensors: dict[str, Tensor] = {}
+    seen: set[int] = set()
+
+    def walk(module: Node, prefix: str, depth: int) -> None:
+        if id(module) in seen or depth > DEEPEST_MODULE:
+            raise InstilError(f"{prefix or node.class_name}: the file's modules do not form a tree")
+        seen.add(id(module))
+        unsaved = _member(module, "_non_persistent_buffers_set", set)
+        for kind in ("_parameters", "_buffers"):
+            for name, tensor in _member(module, kind, dict).items():
+                if name in unsaved:
+                    continue
+                if isinstance(tensor, Tensor):
+                    tensors[f"{prefix}{name}"] = tensor
+                elif tensor is not None:
+                    raise InstilError(f"{prefix}{name}: expected a tensor in the file")
+        for name, child in _member(module, "_modules", dict).items():
+            if isinstance(child, Node):
+                walk(child, f"{prefix}{name}.", depth + 1)
+            elif child is not None:
+                raise InstilError(f"{prefix}{name}: expected a module in the file")
+
+    walk(node, "", 0)
+    return tensors
+
+
+def _member(node: Node, name: str, kind: type) -> Any:
+    value = node.state.get(name) or kind()
+    if not isinstance(value, kind):
+        raise InstilError(f"{node.class_name}: the file's {name} is no {kind.__name__}")
+    return value
+
+
+def arguments(node: Node) -> dict[str, Any]:
+    """The keyword arguments an object was made with, as NVIDIA's classes record them.
+
+    Raises:
+        InstilError: None are recorded, some were given without a name, or one is no plain value.
+    """
+    named = node.state.get("_init_kwargs")
+    if not isinstance(named, dict) or node.state.get("_init_args"):
+        raise InstilError(
+            f"{node.class_name}: the file does not name the arguments this network was made with"
+        )
+    budget = MOST_ARGUMENTS
+
+    def check(value: Any, key: str, depth: int = 0) -> None:
+        nonlocal budget
+        budget -= 1
+        if isinstance(value, list | tuple | dict) and budget > 0 and depth < 4:
+            for each in value.values() if isinstance(value, dict) else value:
+                check(each, key, depth + 1)
+        elif not isinstance(value, bool | int | float | str | None):
+            raise InstilError(f"{node.class_name}: argument {key} of the file is no plain value")
+
+    for key, value in named.items():
+        check(value, key)
+    return dict(named)
+
+
+def _interpret(
+    file: mmap.mmap | io.BytesIO, allowance: int = 0, storage: Callable[[Any], Any] | None = None
+) -> Any:
+    """Run a pickle's opcodes on a stack of plain values; leaves `file` behind the pickle.
+
+    Args:
+        file: At the start of a pickle.
+        allowance: Bytes that calls may be given in all; 0 allows no calls.
+        storage: Makes a value of a persistent id, as torch's storages have; None allows none.
+    """
+    stack: list[Any] = []
+    marks: list[int] = []
+    memo: dict[int, Any] = {}
+
+    def above_mark() -> list[Any]:
+        start = marks.pop()
+        values = stack[start:]
+        del stack[start:]
+        return values
+
+    decoded: Iterator[tuple[Any, Any, Any]] = pickletools.genops(cast(Any, file))
+    for number, (opcode, argument, _) in enumerate(decoded):
+        if number == 0 and opcode.name != "PROTO":
+            raise ValueError("it does not begin like one of protocol 2 to 5")
+        if number > MOST_OPCODES:
+            raise RefusedError(f"it has more than {MOST_OPCODES:,} opcodes")
+        match opcode.name:
+            case "PROTO" | "FRAME":
+                pass
+            case "STOP":
+                return stack.pop()
+            case "MARK":
+                marks.append(len(stack))
+            case "NONE":
+                stack.append(None)
+            case "NEWTRUE":
+                stack.append(True)
+            case "NEWFALSE":
+                stack.append(False)
+            case (
+                "BININT" | "BININT1" | "BININT2" | "LONG1" | "LONG4" | "BINFLOAT"
+                | "BINUNICODE" | "SHORT_BINUNICODE" | "BINUNICODE8"
+                | "BINBYTES" | "SHORT_BINBYTES" | "BINBYTES8"
+            ):  # fmt: skip
+                stack.append(argument)
+            case "EMPTY_LIST":
+                stack.append([])
+            case "EMPTY_DICT":
+                stack.append({})
+            case "EMPTY_SET":
+                stack.append(set())
+            case "EMPTY_TUPLE":
+                stack.append(())
+            case "TUPLE":
+                stack.append(tuple(above_mark()))
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                count = int(opcode.name[-1])
+                stack[-count:] = [tuple(stack[-count:])]
+            case "APPEND":
+                value = stack.pop()
+                _of(list, stack[-1]).append(value)
+            case "APPENDS":
+                values = above_mark()
+                _of(list, stack[-1]).extend(values)
+            case "ADDITEMS":
+                values = above_mark()
+                _of(set, stack[-1]).update(map(_key, values))
+            case "SETITEM":
+                value, key = stack.pop(), stack.pop()
+                _of(dict, stack[-1])[_key(key)] = value
+            case "SETITEMS":
+                values = above_mark()
+                pairs = zip(map(_key, values[::2]), values[1::2], strict=True)
+                _of(dict, stack[-1]).update(pairs)
+            case "BINPUT" | "LONG_BINPUT":
+                memo[argument] = stack[-1]
+            case "MEMOIZE":
+                memo[len(memo)] = stack[-1]
+            case "BINGET" | "LONG_BINGET":
+                stack.append(memo[argument])
+            case "GLOBAL":
+                stack.append(_global(*argument.split(" ", 1)))
+            case "STACK_GLOBAL":
+                name, module = _of(str, stack.pop()), _of(str, stack.pop())
+                stack.append(_global(module, name))
+            case "REDUCE" | "NEWOBJ":
+                values, made = _of(tuple, stack.pop()), _of(_Global, stack.pop())
+                allowance -= 1 + sum(map(_bytes_of, values))
+                if allowance < 0:
+                    raise RefusedError(f"it gives too much to {made.name}")
+                stack.append(made.build(*values))
+            case "BUILD":
+                state = stack.pop()
+                _set_state(stack[-1], state)
+            case "BINPERSID" if storage is not None:
+                stack.append(storage(stack.pop()))
+            case name:
+                raise RefusedError(f"it uses the opcode {name}")
+    raise ValueError("it has no end")
+
+
+@dataclass(frozen=True)
+class _Global:
+    """A name the file refers to, and what stands for its call."""
+
+    name: str
+    build: Callable[..., Any]
+
+
+def _global(module: str, name: str) -> _Global:
+    full = f"{module}.{name}"
+    if full in _BUILDERS:
+        return _Global(full, _BUILDERS[full])
+    if f"{module}.".startswith("torch.nn.modules.") and name.isidentifier():
+        return _Global(full, lambda: Node(name))
+    if module == "torch" and name in STORAGES:
+        return _Global(name, _not_called)
+    raise RefusedError(f"it asks for the global {full}")
+
+
+def _set_state(value: Any, state: Any) -> None:
+    if isinstance(value, Node):
+        value.state.update(_of(dict, state))
+    elif isinstance(value, _DType):
+        value.order = state[1]
+    elif isinstance(value, Array):
+        value.fill(*_of(tuple, state))
+    else:
+        raise RefusedError(f"it sets the state of a {type(value).__name__}")
+
+
+def _of(kind: type, value: Any) -> Any:
+    if type(value) is not kind:
+        raise ValueError(f"a {kind.__name__.strip('_')} was expected, got {type(value).__name__}")
+    return value
+
+
+def _bytes_of(value: Any) -> int:
+    """The memory a copy of an argument takes, within a factor of two."""
+    if isinstance(value, str | bytes):
+        return len(value)
+    return 64 * len(value) if isinstance(value, list) else 0
+
+
+def _key(value: Any) -> Any:
+    """A key of a mapping; hashing nested tuples could take for ever."""
+    if not isinstance(value, str | int | float | bool | None):
+        raise ValueError(f"a {type(value).__name__} as key")
+    return value
+
+
+# What stands for the globals of a checkpoint. Each takes the arguments the file gives.
+
+
+def _persistent(meta: Any) -> Node:
+    """NVIDIA's persistent object; `module_src`, the source of its class, is left aside."""
+    if _of(dict, meta).get("type") != "class":
+        raise ValueError("a persistent object that is no class")
+    return Node(_of(str, meta["class_name"]), _of(dict, meta["state"]))
+
+
+def _ordered_dict(*items: Any) -> dict[Any, Any]:
+    if items:
+        raise ValueError("an OrderedDict with arguments")
+    return {}
+
+
+def _set(*items: Any) -> set[Any]:
+    return {_key(each) for values in items for each in _of(list, values)}
+
+
+def _encode(text: Any, encoding: Any) -> bytes:
+    """How protocol 2 writes bytes."""
+    if encoding != "latin1":
+        raise ValueError("bytes that are not in latin1")
+    return _of(str, text).encode("latin1")
+
+
+def _empty_bytes() -> bytes:
+    return b""
+
+
+def _not_called(*_: Any) -> Any:
+    raise ValueError("a class that is called")
+
+
+class _DType:
+    """A numpy number type that is being unpickled."""
+
+    def __init__(self, name: Any, *_: Any) -> None:
+        if name not in ("f2", "f4", "f8", "b1", "u1", "i1", "i2", "i4", "i8", "u2", "u4", "u8"):
+            raise ValueError("a numpy type that is no number")
+        self.name, self.order = name, "<"
+
+
+def _numbers(dtype: Any, data: Any) -> np.ndarray[Any, Any]:
+    """A view of bytes as numbers, (N,)."""
+    if _of(_DType, dtype).order not in ("<", "|"):
+        raise ValueError("numpy numbers of a foreign byte order")
+    return np.frombuffer(_of(bytes, data), f"<{dtype.name}")
+
+
+def _scalar(dtype: Any, data: Any) -> bool | int | float:
+    (number,) = _numbers(dtype, data)
+    return number.item()
+
+
+def _array(kind: Any, *_: Any) -> Array:
+    if _of(_Global, kind).name != "numpy.ndarray":
+        raise ValueError("an array of a foreign class")
+    return Array()
+
+
+def _parameter(data: Any, *_: Any) -> Tensor:
+    return _of(Tensor, data)
+
+
+def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:
+    """A view of a storage, which must lie inside it and may not be larger."""
+    size, stride = _of(tuple, size), _of(tuple, stride)
+    numbers = (offset, *size, *stride)
+    fits = all(type(n) is int and 0 <= n < 2**48 for n in numbers)
+    if not fits or not len(size) == len(stride) <= 8:
+        raise ValueError("a tensor of impossible size, stride or offset")
+    count = math.prod(size)
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    available = _of(Tensor, storage).numel()
+    if count > available or (count and last >= available):
+        raise ValueError(f"a tensor of size {size} in a storage of {available}")
+    return storage.as_strided(size, stride, offset) if count else storage.new_empty(size)
+
+
+def _storage(data: Any) -> Tensor:
+    """The numbers of a storage, (numel,), from what `torch.save` wrote of it."""
+    file = io.BytesIO(_of(bytes, data))
+    header = (_interpret(file), _interpret(file))
+    if header != (STORAGE_MAGIC, STORAGE_VERSION):
+        raise ValueError("a tensor in no format that is known")
+    _interpret(file)  # the sizes of integers on the machine that wrote it
+    kind, key, count = _interpret(file, storage=_storage_id)
+    keys = _interpret(file)
+    dtype = STORAGES[_of(_Global, kind).name]
+    declared = int.from_bytes(file.read(8), "little", signed=True)
+    rest = data[file.tell() :]
+    if keys != [key] or count != declared or len(rest) != count * dtype.itemsize:
+        raise ValueError(f"a tensor of {count} numbers in {len(rest)} bytes")
+    # A copy, since a tensor may be written to and bytes may not.
+    return torch.frombuffer(bytearray(rest), dtype=dtype) if count else torch.empty(0, dtype=dtype)
+
+
+def _storage_id(values: Any) -> tuple[Any, str, int]:
+    """Of ("storage", class, key, device, numel, view) what is needed; a view is refused."""
+    what, kind, key, _, count, *view = _of(tuple, values)
+    if what != "storage" or any(each is not None for each in view):
+        raise ValueError("a storage that is a view")
+    return kind, _of(str, key), _of(int, count)
+
+
+def _names() -> Iterator[tuple[str, Callable[..., Any]]]:
+    yield "torch_utils.persistence._reconstruct_persistent_obj", _persistent
+    yield "torch.storage._load_from_bytes", _storage
+    yield "torch._utils._rebuild_tensor_v2", _tensor
+    yield "torch._utils._rebuild_parameter", _parameter
+    yield "collections.OrderedDict", _ordered_dict
+    yield "dnnlib.util.EasyDict", _ordered_dict
+    yield "_codecs.encode", _encode
+    yield "numpy.dtype", _DType
+    yield "numpy.ndarray", _not_called
+    for core in ("core", "_core"):  # before and since numpy 2
+        yield f"numpy.{core}.multiarray.scalar", _scalar
+        yield f"numpy.{core}.multiarray._reconstruct", _array
+    for builtins in ("builtins", "__builtin__"):  # of Python 3, and as protocol 2 writes it
+        yield f"{builtins}.set", _set
+        yield f"{builtins}.bytes", _empty_bytes
+
+
+_BUILDERS = dict(_names())

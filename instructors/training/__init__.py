@@ -1,0 +1,1 @@
+"""Training an instructor on images."""

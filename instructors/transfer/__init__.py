@@ -1,0 +1,1 @@
+"""Transfer of an instructor to a small target set through a shared embedding."""

@@ -1,0 +1,1 @@
+"""Generators that somebody already has: their files, networks, training and checks."""

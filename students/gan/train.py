@@ -1,0 +1,220 @@
+"""Trains a small StyleGAN2 against a discriminator: something to refine.
+
+The generator descends the non-saturating loss softplus(-D(G(z))), the discriminator
+softplus(-D(x)) + softplus(D(G(z))) + (gamma / 2) |grad D(x)|**2; both move at once on one batch.
+
+Source:
+    Goodfellow et al. 2014, arXiv 1406.2661; Mescheder et al. 2018, arXiv 1801.04406 (R1).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from accelerate import Accelerator
+from pydantic import Field, NonNegativeFloat, PositiveInt
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+from torch.optim import Optimizer
+
+from instil.base import data
+from instil.base.average import Average
+from instil.base.config import Config
+from instil.base.draws import Draws
+from instil.base.errors import InstilError
+from instil.base.optimizer import Adam
+from instructors.denoiser import UNCONDITIONAL, Condition, class_labels
+from students.gan.adversary import Adversary, r1
+from students.gan.stylegan2 import Architecture, StyleGAN2
+
+
+class Network(Config):
+    """The size of the generator, a `StyleGAN2`, and of the discriminator.
+
+    Attributes:
+        z_dim: Length of z.
+        w_dim: Length of w.
+        mapping_layers: Layers of the mapping.
+        channel_base: A layer at resolution r has `channel_base // r` channels,
+        channel_max: but no more than these.
+        architecture: How the resolutions meet.
+        adversary: Channels of the discriminator.
+    """
+
+    z_dim: PositiveInt = 64
+    w_dim: PositiveInt = 64
+    mapping_layers: PositiveInt = 2
+    channel_base: PositiveInt = 512
+    channel_max: PositiveInt = 64
+    architecture: Architecture = "skip"
+    adversary: PositiveInt = 64
+
+
+class TrainRecipe(Config):
+    """Everything the training depends on.
+
+    Attributes:
+        name: Of the run's folder.
+        data: As `instil.base.data.load` takes it.
+        network: The sizes.
+        optimizer: Of the generator.
+        adversary: Of the discriminator.
+        r1: gamma, the weight of the gradient penalty.
+        steps: Updates.
+        batch: Images per update, over all processes.
+        precision: Autocast; None takes what `accelerate launch` was told.
+        seed: Of every random number.
+        average: Half-life, in images, of the average that is kept.
+        snapshots: Updates after which the average is written as a student too, beside the end.
+        output: Folder of all runs.
+        log_every: Updates between two lines of numbers.
+        save_every: Updates between two checkpoints.
+        keep: Checkpoints kept.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = "gan"
+    data: str
+    network: Network = Network()
+    optimizer: Adam = Adam(lr=2e-3, betas=(0.0, 0.99))
+    adversary: Adam = Adam(lr=2e-3, betas=(0.0, 0.99))
+    r1: NonNegativeFloat = 0.1
+    steps: PositiveInt = 10_000
+    batch: PositiveInt = 64
+    precision: Literal["no", "bf16"] | None = None
+    seed: Annotated[int, Field(ge=0)] = 0
+    average: NonNegativeFloat = 20_000.0
+    snapshots: tuple[PositiveInt, ...] = ()
+    output: str = "runs"
+    log_every: PositiveInt = 100
+    save_every: PositiveInt = 1000
+    keep: PositiveInt = 2
+
+    MAY_CHANGE: ClassVar[tuple[str, ...]] = (
+        "steps",
+        "snapshots",
+        "output",
+        "log_every",
+        "save_every",
+        "keep",
+    )
+
+
+@dataclass
+class State:
+    """Everything a training carries over a restart."""
+
+    generator: StyleGAN2
+    average: Average[StyleGAN2]
+    adversary: Adversary
+    optimizer: Optimizer
+    adversary_optimizer: Optimizer
+    step: int = 0
+
+    def modules(self) -> dict[str, nn.Module]:
+        """What a checkpoint holds, by file name."""
+        return {
+            "generator": self.generator,
+            "average": self.average.module,
+            "adversary": self.adversary,
+        }
+
+    def optimizers(self) -> dict[str, Optimizer]:
+        """Likewise."""
+        return {"optimizer": self.optimizer, "adversary-optimizer": self.adversary_optimizer}
+
+
+@dataclass(frozen=True)
+class Report:
+    """One update, as tensors on the device.
+
+    Attributes:
+        step: Updates done.
+        generator_loss: () mean.
+        adversary_loss: () mean, with the penalty.
+        norm: () sum of both gradient norms before clipping; the same on every process.
+    """
+
+    step: int
+    generator_loss: Tensor
+    adversary_loss: Tensor
+    norm: Tensor
+
+    def finite(self) -> Tensor:
+        """() bool."""
+        return self.norm.isfinite()
+
+    def values(self) -> dict[str, Tensor]:
+        """What is logged."""
+        return {"generator": self.generator_loss, "adversary": self.adversary_loss}
+
+
+def fresh(recipe: TrainRecipe, images: data.Images, device: torch.device) -> State:
+    """The state before the first update: initial weights depend on `recipe.seed` alone.
+
+    Raises:
+        InstilError: The images are not square, or of a side that is no power of two from 4 on.
+    """
+    channels, height, width = images.shape
+    if height != width:
+        raise InstilError(f"{images.source}: images of {height}x{width}, expected square ones")
+    sizes = recipe.network.model_dump(exclude={"adversary"})
+    classes = len(images.classes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        generator = StyleGAN2(resolution=height, channels=channels, classes=classes, **sizes)
+        adversary = Adversary(images.shape, recipe.network.adversary, classes)
+    generator, adversary = generator.to(device), adversary.to(device)
+    return State(
+        generator,
+        Average(generator, recipe.average),
+        adversary,
+        recipe.optimizer.build(generator),
+        recipe.adversary.build(adversary),
+    )
+
+
+def train(
+    state: State, images: data.Images, recipe: TrainRecipe, accelerator: Accelerator
+) -> Iterator[Report]:
+    """Train until `recipe.steps`; yields after each update, when `state` may be saved.
+
+    Args:
+        state: Changed in place.
+        images: The training set; rows are drawn with replacement.
+        recipe: What to do.
+        accelerator: The only distributed engine.
+
+    Yields:
+        A report per update.
+    """
+    generator = accelerator.prepare_model(state.generator)
+    adversary = accelerator.prepare_model(state.adversary)
+    generator.train()
+    device, size = accelerator.device, recipe.batch // accelerator.num_processes
+    pixels = images.pixels.to(device)
+    labels = None if images.labels is None else images.labels.to(device)
+    while state.step < recipe.steps:
+        start = accelerator.process_index * size
+        draws = Draws.of_range(recipe.seed, state.step, start, size, device)
+        rows = draws.integers("row", len(images))
+        real = data.to_float(pixels[rows]).requires_grad_()
+        real_label = UNCONDITIONAL if labels is None else Condition(label=labels[rows])
+        classes = state.generator.classes
+        label = class_labels(classes, draws.integers("label", max(1, classes)))
+        with accelerator.autocast():
+            sample = generator(state.generator.prior(draws), label)
+            leaf = sample.detach().requires_grad_()
+            generator_loss = softplus(-state.adversary(leaf, label)).mean()
+            (gradient,) = torch.autograd.grad(generator_loss, leaf)
+            both = Condition.cat([real_label, label]) if classes else UNCONDITIONAL
+            logits = adversary(torch.cat([real, sample.detach()]), both)
+        found, made = logits.float().chunk(2)
+        loss = softplus(-found) + softplus(made) + recipe.r1 / 2 * r1(found, real)
+        accelerator.backward(sample, gradient=gradient)
+        accelerator.backward(loss.mean())
+        norm = recipe.optimizer.update(state.optimizer, state.step, recipe.steps)
+        norm = norm + recipe.adversary.update(state.adversary_optimizer, state.step, recipe.steps)
+        state.step += 1
+        state.average.update(state.generator, state.step * recipe.batch, recipe.batch)
+        yield Report(state.step, generator_loss.detach(), loss.mean().detach(), norm)

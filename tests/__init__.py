@@ -1,0 +1,1 @@
+"""Tests, their tools, and the longer checks."""

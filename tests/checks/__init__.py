@@ -1,0 +1,1 @@
+"""Longer checks: fuzzers, kills, versions, documented commands."""
