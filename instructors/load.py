@@ -18,11 +18,9 @@ from instructors.codec import Autoencoder, Codec, UnitRange
 from instructors.conditions.prior import Prior, labels
 from instructors.denoiser import Condition, Denoiser
 from instructors.families import FAMILIES, OWN, Family
-from instructors.sources import locate, weights_hash
+from instructors.sources import locate, network_config, scheduler_config, weights_hash
 
 AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC")
-
-
 NCSNPP = ("time_embedding_type", "center_input_sample")
 
 
@@ -76,7 +74,7 @@ def load(source: str, side: int | None = None, weights: bool = True) -> Instruct
             scheduler or prediction type is not supported.
     """
     folder = locate(source, weights)
-    config, where = _network_config(source, folder)
+    config, where = network_config(source, folder)
     name = config.get("_class_name")
     family = FAMILIES.get(str(name))
     if family is None:
@@ -84,7 +82,7 @@ def load(source: str, side: int | None = None, weights: bool = True) -> Instruct
         raise InstilError(
             f"{source}: a {name} is not supported{hint}; supported: {', '.join(FAMILIES)}"
         )
-    scheduler = _scheduler(source, folder)
+    scheduler = scheduler_config(source, folder)
     schedule = scheduler.get("_class_name")
     fourier = config.get("time_embedding_type") == "fourier"
     # NCSN++ alone divides by sigma inside, and centres images in [0, 1].
@@ -100,31 +98,6 @@ def load(source: str, side: int | None = None, weights: bool = True) -> Instruct
         codec = _codec(source, folder, weights)
     card = Card(source, folder, _licence(folder), weights_hash(where) if weights else "")
     return Instructor(denoiser, card, codec.eval().requires_grad_(False), labels(denoiser.classes))
-
-
-def _network_config(source: str, folder: Path) -> tuple[dict[str, Any], Path]:
-    """The network's configuration and its folder, beside the weights.
-
-    Raises:
-        InstilError: There is none.
-    """
-    for where in (folder / "unet", folder / "transformer", folder):
-        if (where / "config.json").exists():
-            return read_json(where / "config.json"), where
-    raise InstilError(
-        f"{source}: holds no unet/config.json, no transformer/config.json and no config.json; "
-        "expected what save_pretrained of diffusers writes"
-    )
-
-
-def _scheduler(source: str, folder: Path) -> dict[str, Any]:
-    for file in (folder / "scheduler", folder):
-        if (file / "scheduler_config.json").exists():
-            return read_json(file / "scheduler_config.json")
-    raise InstilError(
-        f"{source}: has no scheduler_config.json, so its noise levels are unknown; "
-        "save the scheduler it was trained with beside it"
-    )
 
 
 def read_model(source: str, folder: Path, name: str, weights: bool = True) -> Any:

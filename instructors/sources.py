@@ -4,21 +4,17 @@ import hashlib
 import re
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 
 from instil.base.errors import InstilError
 from instil.base.runs.monitor import note
-from instil.base.untrusted import is_dir, is_file
-from instructors.load import _network_config
+from instil.base.untrusted import is_dir, is_file, read_json
 
 ZOO = Path(str(files("instructors") / "zoo"))
-
-
 ARCHITECTURES = Path(str(files("instructors") / "architectures"))
-
-
 WEIGHTS = "diffusion_pytorch_model*.safetensors"
 
 
@@ -59,7 +55,7 @@ def locate(source: str, weights: bool = True) -> Path:
         return noted
     if not weights:
         return folder
-    _, where = _network_config(source, folder)
+    _, where = network_config(source, folder)
     parts = {where.relative_to(folder).as_posix(), "vae"}
     names = [f"{part}/{WEIGHTS}" if part != "." else WEIGHTS for part in parts]
     return download(source, ["*.json", "README.md", *names])
@@ -87,7 +83,37 @@ def network_folder(source: str) -> Path:
     Raises:
         InstilError: As `locate`, or there is none.
     """
-    return _network_config(source, locate(source))[1]
+    return network_config(source, locate(source))[1]
+
+
+def network_config(source: str, folder: Path) -> tuple[dict[str, Any], Path]:
+    """The network's configuration and its folder, beside the weights.
+
+    Raises:
+        InstilError: There is none.
+    """
+    for where in (folder / "unet", folder / "transformer", folder):
+        if (where / "config.json").exists():
+            return read_json(where / "config.json"), where
+    raise InstilError(
+        f"{source}: holds no unet/config.json, no transformer/config.json and no config.json; "
+        "expected what save_pretrained of diffusers writes"
+    )
+
+
+def scheduler_config(source: str, folder: Path) -> dict[str, Any]:
+    """The scheduler's configuration.
+
+    Raises:
+        InstilError: There is none.
+    """
+    for file in (folder / "scheduler", folder):
+        if (file / "scheduler_config.json").exists():
+            return read_json(file / "scheduler_config.json")
+    raise InstilError(
+        f"{source}: has no scheduler_config.json, so its noise levels are unknown; "
+        "save the scheduler it was trained with beside it"
+    )
 
 
 def weights_hash(folder: Path) -> str:

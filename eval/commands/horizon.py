@@ -58,8 +58,8 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> Answer:
     """Carry it out."""
-    from eval import plots
     from eval.horizon import ask
+    from eval.horizon.plot import horizon_curve
     from instil.base.runs.report import environment
 
     check_output("--plot", arguments.plot, ".png")
@@ -105,7 +105,7 @@ def run(arguments: argparse.Namespace) -> Answer:
     else:
         found = ask.by_folds(arguments.model, arguments.data, question, arguments.overrides)
     if arguments.plot:
-        plots.horizon_curve(found.horizon, arguments.plot)
+        horizon_curve(found.horizon, arguments.plot)
     rows, facts = found.rows() + more, found.facts() | extra
     if arguments.bound:
         terms, facts["bound"] = ask.bounds_of(found, question, constant)
