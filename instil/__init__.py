@@ -24,16 +24,18 @@ if TYPE_CHECKING:
     from distill.recipe import Recipe as Recipe
     from eval.quality.features import Extractor as Extractor
     from instil.api import distil as distil
-    from instil.api import fid as fid
     from instil.api import load_student as load_student
     from instil.base.data import Images as Images
+    from instil.base.data import load as load_images
     from instil.base.draws import Draws as Draws
     from instil.base.errors import InstilError as InstilError
     from instil.base.levels import FlowUniform as FlowUniform
     from instil.base.levels import KarrasUniform as KarrasUniform
+    from instil.base.levels import LevelDistribution as LevelDistribution
     from instil.base.levels import LogitNormal as LogitNormal
     from instil.base.levels import LogNormal as LogNormal
     from instil.base.levels import LogUniform as LogUniform
+    from instil.measuring import fid as fid
     from instructors.denoiser import Condition as Condition
     from instructors.denoiser import Denoiser as Denoiser
     from instructors.load import Instructor as Instructor
@@ -56,6 +58,7 @@ _PLACES = {
     "InstilError": "instil.base.errors:InstilError",
     "Instructor": "instructors.load:Instructor",
     "KarrasUniform": "instil.base.levels:KarrasUniform",
+    "LevelDistribution": "instil.base.levels:LevelDistribution",
     "LogNormal": "instil.base.levels:LogNormal",
     "LogUniform": "instil.base.levels:LogUniform",
     "LogitNormal": "instil.base.levels:LogitNormal",
@@ -65,7 +68,8 @@ _PLACES = {
     "SiD": "distill.divergences:SiD",
     "Student": "students.student:Student",
     "distil": "instil.api:distil",
-    "fid": "instil.api:fid",
+    "fid": "instil.measuring:fid",
+    "load_images": "instil.base.data:load",
     "load_instructor": "instructors.load:load",
     "load_student": "instil.api:load_student",
 }

@@ -1,36 +1,91 @@
-"""What `import instil` offers beside the classes: `distil`, `fid`, `load_student`."""
+"""`instil.distil` and `instil.load_student`."""
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+from torch import nn
 
 import students.load
-from eval.quality import features, metrics
-from eval.quality.images import generate, instructor_sampler, student_sampler
-from eval.quality.yardstick import REFERENCE_SEEDS
-from instil.base import data
-from instil.base.config import validate
-from instil.base.errors import InstilError
+from distill.distillation import Distillation
+from distill.divergences import Divergence
+from distill.recipe import RECIPES, Recipe
+from eval.quality.features import Extractor
+from instil.base.config import load_recipe, merge, recipe_names, validate
+from instil.measuring import extractor_of
+from instructors.denoiser import Denoiser
 from instructors.load import Instructor
 from students.source import Source
 from students.student import Student
 
-Picturable = str | Path | data.Images | Tensor | Student | Instructor
 
 
-class Distance(float):
-    """A Fréchet distance that knows what it is called.
+SHORT = {"steps": "train.steps", "batch": "train.batch", "lr": "optimizer.lr"}
 
-    Attributes:
-        name: `FID`, or `FD-<extractor>-<hash of its weights>`.
+
+def distil(
+    source: str | Path | Recipe | Instructor | Denoiser,
+    *,
+    steps: int | None = None,
+    batch: int | None = None,
+    lr: float | None = None,
+    divergence: str | Mapping[str, Any] | Divergence | None = None,
+    student: str | Mapping[str, Any] | Student | None = None,
+    extractor: str | Extractor | nn.Module | None = None,
+    resume: str | None = None,
+    **changes: Any,
+) -> Distillation:
+    """Prepare a distillation: go through it in a loop, or call `finish()`.
+
+    Args:
+        source: A recipe: its name, its `.yaml` file, or a `Recipe`. Or an instructor, distilled by
+            the recipe's defaults: a folder, a hub id, or a model in memory.
+        steps: Updates of the student, `train.steps` of the recipe.
+        batch: Images per update, `train.batch`.
+        lr: Learning rate of the student, `optimizer.lr`; the fake score has its own,
+            `fake={"optimizer": {"lr": …}}`.
+        divergence: A kind such as `dmd`, a mapping such as `{"kind": "sid", "alpha": 1.2}`, or an
+            object.
+        student: The same; a `Student` is trained in place.
+        extractor: What measures, `evaluation.extractor`; as in `fid`.
+        resume: The folder of a run that goes on, or "" for the newest of this name.
+        changes: Any other key of the recipe: `levels="log_uniform"`, `train={"seed": 1}` or
+            `**{"train.seed": 1}`.
+
+    Raises:
+        InstilError: Bad input, before any long work.
     """
+    objects = {}
+    if isinstance(source, Instructor | Denoiser):
+        objects["instructor"] = source
+    if isinstance(student, Student):
+        objects["student"], student = student, None
+    if isinstance(extractor, Extractor | nn.Module):
+        objects["extractor"], extractor = extractor_of(extractor), None
+    given = {"steps": steps, "batch": batch, "lr": lr, "divergence": divergence}
+    given |= {"student": student, "evaluation.extractor": extractor}
+    changes |= {key: value for key, value in given.items() if value is not None}
+    return Distillation(_recipe(source, changes), resume, **objects)
 
-    name: str
 
-    def __repr__(self) -> str:
-        return f"{self.name} {float(self):.4g}"
+def _recipe(source: Any, changes: Mapping[str, Any]) -> Recipe:
+    """The recipe that `distil` means, with the changes on top."""
+    content: Mapping[str, Any]
+    if isinstance(source, Recipe):
+        content = source.model_dump(mode="json")
+    elif isinstance(source, Instructor | Denoiser):
+        name = source.card.source if isinstance(source, Instructor) else type(source).__name__
+        content = {"name": re.sub(r"[^\w.-]+", "-", Path(name).name), "instructor": name}
+    elif str(source) in recipe_names(RECIPES).split(", ") or Path(source).suffix == ".yaml":
+        content = load_recipe(Recipe, str(source), (), RECIPES).model_dump(mode="json")
+    else:
+        content = {"name": Path(source).name, "instructor": str(source)}
+    for key, value in changes.items():
+        for part in reversed(SHORT.get(key, key).split(".")):
+            value = {part: value}
+        content = merge(content, value)
+    return validate(Recipe, content)
 
 
 def load_student(weights: str | Path, **settings: Any) -> Student:
@@ -44,73 +99,3 @@ def load_student(weights: str | Path, **settings: Any) -> Student:
         InstilError: Nothing there, or the weights are not those of the generator.
     """
     return students.load.load(validate(Source, {"weights": str(weights)} | settings))
-
-
-def fid(
-    images: Picturable,
-    reference: Picturable,
-    extractor: str | features.Extractor | torch.nn.Module = "inception",
-    samples: int = 10_000,
-    batch: int = 250,
-) -> Distance:
-    """Compare images with a reference by the Fréchet distance of their features.
-
-    Args:
-        images: A folder, `.zip`, `.npz` or data set's name; a tensor (N, C, H, W), uint8 or float
-            in [-1, 1]; or a model, which is sampled: an instructor by 18 Heun steps.
-        reference: The same, a `.npz` of statistics, or a name that torch-fidelity knows.
-        extractor: `inception`, an embedded name, a file, `package.module:Class`, or a module that
-            maps images (B, C, H, W) in [-1, 1] to features and logits.
-        samples: Images drawn from a model.
-        batch: Images drawn at once.
-
-    Returns:
-        A float; called FID only with Inception, see `Distance.name`.
-
-    Raises:
-        InstilError: Images or extractor cannot be read, or do not fit each other.
-    """
-    if isinstance(extractor, str):
-        extractor = features.load(extractor)
-    elif isinstance(extractor, torch.nn.Module):
-        extractor = features.of_network(extractor)
-    if isinstance(reference, str | Path):
-        compared = metrics.load_reference(str(reference), extractor)
-    else:
-        made = _images(reference, REFERENCE_SEEDS, samples, batch)
-        compared = metrics.reference_of(made, extractor)
-    distance = Distance(
-        metrics.distance(_images(images, 0, samples, batch).pixels, compared)
-    )
-    distance.name = extractor.name
-    return distance
-
-
-def _images(source: Picturable, start: int, count: int, batch: int) -> data.Images:
-    if isinstance(source, data.Images):
-        return source
-    if isinstance(source, str | Path):
-        return data.load(str(source))
-    if isinstance(source, Tensor):
-        return data.Images(_pixels(source), None, (), "a tensor")
-    if isinstance(source, Student):
-        sampler, module = student_sampler(source), source
-    else:
-        module = source.denoiser
-        sampler = instructor_sampler(module, 18, source.prior, source.codec)
-    device = next(module.parameters()).device
-    pixels = generate(sampler, start, count, device, batch)
-    return data.Images(pixels, None, (), f"samples of a {type(module).__name__}")
-
-
-def _pixels(images: Tensor) -> Tensor:
-    if images.dim() != 4:
-        raise InstilError(f"images {tuple(images.shape)}: expected a tensor (N, C, H, W)")
-    if images.dtype == torch.uint8:
-        return images.cpu()
-    if not images.is_floating_point() or images.min() >= 0:
-        raise InstilError(
-            f"images {images.dtype} from {images.min():g} to {images.max():g}: expected uint8, or "
-            "floats in [-1, 1]; images in [0, 1] become such by 2 * images - 1"
-        )
-    return data.to_uint8(images).cpu()
