@@ -6,6 +6,7 @@ from typing import Any, Self, TypeVar
 from pydantic import (
     BaseModel,
     ConfigDict,
+    SerializationInfo,
     SerializerFunctionWrapHandler,
     ValidationError,
     model_serializer,
@@ -66,8 +67,12 @@ class Choice(Config):
     """Base of what a recipe names by `kind`; see `OneOf`."""
 
     @model_serializer(mode="wrap")
-    def _with_kind(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {"kind": kind_of(type(self))} | {k: v for k, v in write(self).items() if k != "kind"}
+    def _with_kind(
+        self, write: SerializerFunctionWrapHandler, info: SerializationInfo
+    ) -> dict[str, Any]:
+        if info.include is not None:
+            return write(self)
+        return {"kind": ""} | write(self) | {"kind": kind_of(type(self))}  # the kind comes first
 
 
 def _tuples(value: Any) -> Any:
