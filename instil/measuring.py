@@ -59,9 +59,7 @@ def fid(
     else:
         made = _images(reference, REFERENCE_SEEDS, samples, batch)
         compared = metrics.reference_of(made, extractor)
-    distance = Distance(
-        metrics.distance(_images(images, 0, samples, batch).pixels, compared)
-    )
+    distance = Distance(metrics.distance(_images(images, 0, samples, batch).pixels, compared))
     distance.name = extractor.name
     return distance
 
@@ -98,6 +96,7 @@ def _pixels(images: Tensor) -> Tensor:
 
 def extractor_of(source: str | features.Extractor | nn.Module) -> features.Extractor:
     """The extractor that an argument means."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     if isinstance(source, str):
-        return features.load(source)
-    return features.of_network(source) if isinstance(source, nn.Module) else source
+        return features.load(source, device=device)
+    return features.of_network(source, device) if isinstance(source, nn.Module) else source

@@ -33,7 +33,7 @@ def test_every_name_is_there_and_typed():
     assert set(dir(instil)) == {"__version__", *typed}
     assert all(getattr(instil, name) is not None for name in typed)
     with pytest.raises(AttributeError, match="no attribute 'distill_'"):
-        instil.distill_
+        _ = instil.distill_
 
 
 class Corner(nn.Module):
