@@ -3,7 +3,6 @@
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import (
-    BeforeValidator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -13,7 +12,7 @@ from pydantic import (
 
 from distill.divergences import Divergences, SiD
 from eval.quality.protocol import Protocol
-from instil.base.config import FROM_LIST, Config, by_kind
+from instil.base.config import Choice, Config, OneOf
 from instil.base.levels import KarrasUniform, Levels
 from instil.base.optimizer import Adam
 from instructors.conditions.conditioning import Blending, Conditioning
@@ -21,7 +20,11 @@ from instructors.lora import Lora
 from students.source import Source
 
 
-class OneStep(Config):
+class StudentSection(Choice):
+    """Base of every student's section."""
+
+
+class OneStep(StudentSection):
     """A copy of the instructor, read once.
 
     Attributes:
@@ -37,7 +40,7 @@ class OneStep(Config):
     lora: Lora | None = None
 
 
-class FewStep(Config):
+class FewStep(StudentSection):
     """A copy of the instructor, read a few times with fresh noise in between.
 
     Attributes:
@@ -46,19 +49,17 @@ class FewStep(Config):
     """
 
     kind: Literal["few_step"] = "few_step"
-    sigmas: Annotated[tuple[PositiveFloat, ...], Field(min_length=1), FROM_LIST] = (2.5, 0.6)
+    sigmas: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (2.5, 0.6)
     lora: Lora | None = None
 
 
-class Generator(Source):
+class Generator(Source, StudentSection):
     """A generator somebody already has, to be refined."""
 
     kind: Literal["gan"] = "gan"
 
 
-Students = Annotated[
-    Annotated[OneStep | FewStep | Generator, Field(discriminator="kind")], BeforeValidator(by_kind)
-]
+Students = Annotated[StudentSection, OneOf(OneStep, FewStep, Generator)]
 
 
 class FakeScore(Config):

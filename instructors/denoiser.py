@@ -69,6 +69,7 @@ class Denoiser(nn.Module, ABC):
     """The posterior mean of a sample given a noisy one: D(x, s) = E[x0 | x0 + s * noise = x].
 
     Attributes:
+        network: The network inside; None where there is none, or where other denoisers hold it.
         shape: One sample without the batch axis, e.g. (3, 32, 32).
         sigma_min: Smallest noise level the model was trained for.
         sigma_max: Largest one.
@@ -91,6 +92,10 @@ class Denoiser(nn.Module, ABC):
     exact: bool = False
     halved: bool = False
     _null: tuple[str, ...] = ()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network: nn.Module | None = None
 
     def forward(self, noisy: Tensor, sigma: Tensor, condition: Condition = UNCONDITIONAL) -> Tensor:
         """Check the arguments, then denoise.

@@ -2,17 +2,18 @@
 
 import math
 
-from torch import nn
+from torch import Tensor, nn
 
 from instil.base.errors import InstilError
-from instructors.denoiser import Denoiser
+from instructors.denoiser import Condition, Denoiser
+from instructors.families import call
 
 
 class Adapter(Denoiser):
     """A network and the range of sigma it was trained on.
 
     Args:
-        network: Called as `instructors.families.call` says.
+        network: One of `instructors.families`, or with the signature of `UNet2DModel`.
         shape: One sample without the batch axis.
         sigma_min: Smallest level trained.
         sigma_max: Largest level trained.
@@ -44,3 +45,8 @@ class Adapter(Denoiser):
         self.shape = tuple(shape)
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
         self.classes = classes
+
+    def call(self, noisy: Tensor, time: Tensor, condition: Condition) -> Tensor:
+        """Evaluate the network: (B, *shape), scaled as it wants it, and (B,) times as it wants."""
+        assert self.network is not None  # noqa: S101, every adapter has one
+        return call(self.network, noisy, time, condition)

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from instil.base.shapes import expand
 from instructors.adapters.adapter import Adapter
 from instructors.denoiser import Condition
-from instructors.families import call
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 # D = x - s eps: a rounding of eps in half precision (relative 2**-8 for bf16) costs s times as much
@@ -71,7 +70,7 @@ class DiscreteVP(Adapter):
     def denoise(self, noisy: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         s = expand(sigma, noisy)
         a = (1 + s**2).rsqrt()
-        output = call(self.network, a * noisy, self.time(sigma), condition)
+        output = self.call(a * noisy, self.time(sigma), condition)
         if self.prediction == "epsilon":
             return noisy - s * output
         if self.prediction == "v_prediction":
