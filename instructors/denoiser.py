@@ -6,6 +6,7 @@ preconditioning stop in the adapter that needs them.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -176,6 +177,13 @@ class Denoiser(nn.Module, ABC):
         for name, tensor in row.items():
             self.register_buffer(f"null_{name}", tensor, persistent=False)
         self._null = tuple(row)
+
+    @staticmethod
+    def of(network: nn.Module, shape: tuple[int, ...], **settings: Any) -> "Denoiser":
+        """A network of your own as a denoiser; settings are those of `adapters.own.OwnNetwork`."""
+        from instructors.adapters.own import OwnNetwork  # which is made of this file
+
+        return OwnNetwork(network, shape, **settings)
 
     def base(self) -> "Denoiser":
         """The bare network's denoiser, without guidance or blending: what copies are made of."""

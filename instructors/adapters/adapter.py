@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from instil.base.errors import InstilError
 from instructors.denoiser import Condition, Denoiser
-from instructors.families import call
+from instructors.families import Family, call, family_of
 
 
 class Adapter(Denoiser):
@@ -18,6 +18,7 @@ class Adapter(Denoiser):
         sigma_min: Smallest level trained.
         sigma_max: Largest level trained.
         classes: Number of class labels; 0 for none.
+        family: How the network is called; None for what `instructors.families` says of its class.
 
     Attributes:
         prediction: What the network's output is, in a word.
@@ -35,6 +36,7 @@ class Adapter(Denoiser):
         sigma_min: float,
         sigma_max: float,
         classes: int = 0,
+        family: Family | None = None,
     ) -> None:
         super().__init__()
         if not 0 < sigma_min < sigma_max < math.inf:
@@ -42,11 +44,11 @@ class Adapter(Denoiser):
                 f"sigma from {sigma_min} to {sigma_max}: expected two positive numbers that rise"
             )
         self.network = network
+        self.family = family or family_of(network)
         self.shape = tuple(shape)
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
         self.classes = classes
 
     def call(self, noisy: Tensor, time: Tensor, condition: Condition) -> Tensor:
         """Evaluate the network: (B, *shape), scaled as it wants it, and (B,) times as it wants."""
-        assert self.network is not None  # noqa: S101, every adapter has one
-        return call(self.network, noisy, time, condition)
+        return call(self.family, self.network, noisy, time, condition)
