@@ -17,9 +17,10 @@ from instil.base.config import Config, validate
 from instil.base.draws import Draws
 from instil.base.errors import InstilError
 from instil.base.untrusted import is_dir, is_file, read_json
+from instructors.denoiser import Denoiser
 from instructors.nvidia import pickles
 from students.coupling_flow import CouplingFlow
-from students.export import ADAPTERS, LEVELS
+from students.export import ADAPTERS, DENOISER, LEVELS
 from students.few_step import FewStep
 from students.gan.generator import GAN, make
 from students.gan.stylegan2 import StyleGAN2
@@ -33,9 +34,10 @@ KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (StyleGAN2, Coupl
 
 
 class Read(Config):
-    """`student.json` of an exported pipeline: the noise levels it is read at, falling."""
+    """`student.json`: the falling noise levels of a denoiser, and who makes one that is ours."""
 
     sigmas: Annotated[tuple[PositiveFloat, ...], Field(min_length=1, max_length=1000)]
+    factory: str | None = None
 
 
 def zoo() -> list[str]:
@@ -206,8 +208,12 @@ def _load_folder(folder: Path, factory: str | None) -> Student:
             "instructor loads them"
         )
     if (folder / LEVELS).exists():
-        denoiser = instructors.load.load(str(folder)).denoiser
-        first, *others = validate(Read, read_json(folder / LEVELS)).sigmas
+        reading = validate(Read, read_json(folder / LEVELS))
+        if (folder / DENOISER).exists():
+            denoiser = _own_denoiser(folder, reading.factory, factory)
+        else:
+            denoiser = instructors.load.load(str(folder)).denoiser
+        first, *others = reading.sigmas
         first = min(first, denoiser.sigma_max)  # which a schedule's float32 may have rounded down
         student = FewStep(denoiser, [first, *others]) if others else OneStep(denoiser, first)
         return student.eval()
@@ -225,3 +231,15 @@ def _load_folder(folder: Path, factory: str | None) -> Student:
             f"factory={config.get('factory')}"
         )
     return GAN.from_pretrained(folder, factory=factory)
+
+
+def _own_denoiser(folder: Path, named: str | None, factory: str | None) -> Denoiser:
+    """The denoiser of a network that the user's factory makes, with a folder's weights."""
+    if factory is None:
+        raise InstilError(
+            f"{folder}: made by {named or 'code of your own'}; if you trust that code, give it as "
+            f"factory={named or 'package.module:callable'}"
+        )
+    denoiser = instructors.load.load(factory).denoiser
+    load_weights(denoiser, read_tensors(folder / DENOISER), str(folder / DENOISER))
+    return denoiser
