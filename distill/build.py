@@ -6,8 +6,8 @@ import torch
 
 from distill.cost.memory import halve_frozen, recompute_activations
 from distill.recipe import FewStep as FewStepRecipe
+from distill.recipe import Generator, Recipe
 from distill.recipe import OneStep as OneStepRecipe
-from distill.recipe import Recipe
 from distill.trainer import State
 from distill.warm_start import warm_start
 from instil.base.errors import InstilError
@@ -110,6 +110,8 @@ def _student(recipe: Recipe, instructor: Denoiser) -> Student:
         if isinstance(described, OneStepRecipe):
             return OneStep(copied, described.sigma)
         return FewStep(copied, described.sigmas).train()
+    if not isinstance(described, Generator):
+        raise InstilError(f"student: a {type(described).__name__} is not known to distill")
     return _adopted(load_student(described), instructor, described.weights)
 
 
