@@ -5,19 +5,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from instil.base.config import FROM_LIST, Config
+from instil.base.config import Config
 
 
 def _listed(value: Any) -> Any:
-    """One value as a list of it, and `16,1,1` as a list of three."""
+    """One value as a tuple of it, and `16,1,1` as a tuple of three."""
     if isinstance(value, str):
-        words = [word.strip() for word in value.split(",")]
-        return [int(word) if word.isdecimal() else word for word in words]
-    return [value] if isinstance(value, int | float) else value
+        words = (word.strip() for word in value.split(","))
+        return tuple(int(word) if word.isdecimal() else word for word in words)
+    return (value,) if isinstance(value, int | float) else value
 
 
 Listed = BeforeValidator(_listed)
-Shape = Annotated[tuple[PositiveInt, ...], Listed, Field(min_length=1), FROM_LIST]
+Shape = Annotated[tuple[PositiveInt, ...], Listed, Field(min_length=1)]
 
 
 class Call(Config):
@@ -47,7 +47,7 @@ class Call(Config):
     output: int | str | None = None
     layout: Literal["chw", "hwc"] | None = None
     shape: Shape | None = None
-    range: Annotated[tuple[float, float], Listed, FROM_LIST] = (-1.0, 1.0)
+    range: Annotated[tuple[float, float], Listed] = (-1.0, 1.0)
 
 
 class Source(Call):
@@ -67,4 +67,4 @@ class Source(Call):
     factory: Annotated[str, Field(pattern=r"^.+[:.]\w+$")] | None = None
     arguments: Mapping[str, Any] = {}
     key: str | None = None
-    ignore: Annotated[tuple[str, ...], Listed, FROM_LIST] = ()
+    ignore: Annotated[tuple[str, ...], Listed] = ()

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
+from instil.base.config import own
 from instil.base.errors import InstilError
-from students.gan.factory import users_code
 from students.gan.randomness import Noise, Replay
 from students.source import Call
 
@@ -131,7 +131,7 @@ def _attempts(network: nn.Module, how: Call, lengths: Sequence[tuple[int, ...]])
         labels = [None, "one_hot"]  # StyleGAN's networks take labels without classes
     listed = [False, True] if how.listed is None else [how.listed]
     for second, inside, length in product(labels, listed, lengths):
-        yield how.replace(latent=list(length), labels=second, listed=inside)
+        yield how.replace(latent=length, labels=second, listed=inside)
 
 
 @torch.no_grad()
@@ -141,7 +141,7 @@ def _try(network: nn.Module, how: Call, name: str) -> tuple[Call, list[Noise], t
     z = torch.zeros(TRIED, *latent, dtype=weights.dtype, device=weights.device)
     label = torch.zeros(TRIED, dtype=torch.int64, device=weights.device)
     called = f"z {tuple(z.shape)}" + (f" and {how.classes} labels" if how.classes else "")
-    with users_code(f"{name}: cannot be called with {called} (", "); set latent, classes, labels"):
+    with own.running(f"{name}: cannot be called with {called}", "; set latent, classes, labels"):
         result, noises = call(network, how, z, label)
     try:
         how = _with_output(result, how)

@@ -6,12 +6,12 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
-from instil.base.config import validate
+from instil.base.config import own, validate
 from instil.base.draws import Draws
 from instil.base.errors import InstilError
 from instructors.denoiser import UNCONDITIONAL, Condition
 from students.gan.calling import call, complete, images_of
-from students.gan.factory import make, save_all, users_code
+from students.gan.factory import make, save_all
 from students.gan.randomness import truncated_normal
 from students.pretrained import Pretrained
 from students.source import Call
@@ -74,7 +74,7 @@ class GAN(Student, Pretrained):
         one_hot(condition, self.classes, z)  # checks the labels
         label = condition["label"] if self.classes else z.new_zeros(len(z)).long()
         # A copy of z, since networks normalise it in place.
-        with users_code(f"{self.factory}: fails in a forward pass (", ")"):
+        with own.running(f"{self.factory}: its forward pass fails"):
             result, _ = call(self.network, self.how, z.clone(), label, self.noises, noises)
         images = images_of(result, self.how).to(z.dtype)
         low, high = self.how.range
