@@ -24,7 +24,8 @@ from instructors.load import load
 from instructors.lora import Lora
 from instructors.sources import network_folder, weights_hash
 from instructors.transfer.adapt import Target, adapt, save
-from instructors.transfer.arms import ARMS, Transfer
+from instructors.transfer import ARMS
+from instructors.transfer.arms import Transfer
 
 QUICK = ("steps=12", "batch=8", "stopping.every=4", "optimizer.warmup=1")
 

@@ -25,7 +25,8 @@ from instructors.analytic import fit_gaussian
 from instructors.denoiser import Condition
 from instructors.load import load
 from instructors.mlp import MLP, perceptron
-from instructors.transfer.arms import ARMS, Transfer, begin, embedding, fit, trunk
+from instructors.transfer import ARMS
+from instructors.transfer.arms import Transfer, begin, embedding, fit, trunk
 from instructors.transfer.heads import blank, relabelled
 
 P, R, D, NOISE = 20, 2, 3, 0.25
