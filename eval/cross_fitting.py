@@ -22,6 +22,7 @@ from instil.base.errors import InstilError
 from instructors.analytic import Mixture, empirical, fit_gaussian
 from instructors.denoiser import UNCONDITIONAL, Condition, Denoiser
 
+
 def reference_law(kind: Reference, samples: Tensor) -> Mixture:
     """The law v of the module docstring, float64.
 

@@ -99,15 +99,15 @@ def _latents(
     if known is None:
         note("latents: need images that the instructor was made for, --source")
         return [], None
-    latent, lowest, device = isinstance(instructor.codec, Autoencoder), recipe.lowest, accelerator.device
+    latent, device = isinstance(instructor.codec, Autoencoder), accelerator.device
     domains = Domains.of(known, images, question.seed)
     try:
         if latent:
             path = str(instructor.card.folder / "vae")
             autoencoder = load_autoencoder(path, images.shape, device)
-            found = autoencoder_report(domains, autoencoder, path, lowest, NATS, device)
+            found = autoencoder_report(domains, autoencoder, path, recipe.lowest, NATS, device)
         else:
-            found = linear_report(domains, None, 5 * lowest, NATS)
+            found = linear_report(domains, None, 5 * recipe.lowest, NATS)
     except InstilError as error:  # an answer of its own: nothing is small enough
         note(f"latents: {error}")
         return [], {"verdict": None, "reason": str(error)}

@@ -1,4 +1,4 @@
-"""What `python -m eval` can be asked: one typed question per command; its fields are the options."""
+"""The questions of `python -m eval`: one typed model per command, whose fields are the options."""
 
 from pathlib import Path
 from typing import Annotated, Literal, Self

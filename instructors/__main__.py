@@ -73,8 +73,8 @@ def _transfer(arguments: argparse.Namespace, command_line: str) -> int:
     from instil.base import data
     from instil.base.runs.accelerator import accelerator_for
     from instructors.load import load
-    from instructors.transfer.adapt import Target, adapt, save
     from instructors.transfer import ARMS
+    from instructors.transfer.adapt import Target, adapt, save
     from instructors.transfer.arms import Transfer
 
     recipe = load_recipe(Transfer, None, arguments.overrides, RECIPES)

@@ -1,6 +1,8 @@
 """`python -m eval horizon`: how far must the diffusion run?"""
 
-from eval.answer import Answer
+from typing import Any
+
+from eval.answer import Answer, Rows
 from eval.horizon.bound import bound_of
 from eval.horizon.plot import horizon_curve
 from eval.horizon.pretrained import measure_pretrained
@@ -16,19 +18,19 @@ def ask(question: Horizon) -> Answer:
         InstilError: Something cannot be loaded, does not fit, or was trained on.
     """
     check_output("--plot", question.plot, ".png")
-    tried = None
+    tried: Rows = []
+    more: dict[str, Any] = {}
     if question.folds == 1:
         measured = measure_pretrained(question)
     elif question.kappas is None:
         measured = measure_recipe(question)
     else:
-        measured, *tried = choose_kappa(question)
+        measured, tried, more["kappa"] = choose_kappa(question)
     if question.plot:
         horizon_curve(measured.horizon, question.plot)
     answer = measured.answer()
-    if tried:
-        answer.rows.extend(tried[0])
-        answer.facts["kappa"] = tried[1]
+    answer.rows.extend(tried)
+    answer.facts.update(more)
     if question.bound:
         rows, answer.facts["bound"] = bound_of(measured, question)
         answer.rows.extend(rows)

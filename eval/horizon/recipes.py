@@ -96,9 +96,7 @@ def choose_kappa(question: Horizon) -> tuple[Measured, Rows, dict[str, Any]]:
             better[kappa] = cost.mean().item()
         text = str(difference) if kappa else "-"
         rows.append({"figure": f"kappa {kappa:g}: nats less none", "value ± standard error": text})
-        facts.append(
-            {"kappa": kappa, "less_none": asdict(difference), **measured.answer().facts}
-        )
+        facts.append({"kappa": kappa, "less_none": asdict(difference), **measured.answer().facts})
     chosen = min(better, key=lambda kappa: better[kappa])
     rows.append({"figure": "kappa chosen", "value ± standard error": f"{chosen:g}"})
     return tried[chosen], rows, {"chosen": chosen, "tried": facts}

@@ -38,9 +38,7 @@ def ask(question: Latents) -> Answer:
     if question.autoencoder:
         name, where = question.autoencoder, device()
         autoencoder = load_autoencoder(name, target.shape, where)
-        facts = autoencoder_report(
-            domains, autoencoder, name, question.sigma, question.nats, where
-        )
+        facts = autoencoder_report(domains, autoencoder, name, question.sigma, question.nats, where)
     else:
         facts = linear_report(domains, dim, question.sigma, question.nats)
     facts["protocol"] = (

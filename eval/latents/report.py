@@ -109,7 +109,7 @@ def autoencoder_report(
     lost, features = losses["reuse"], train[0].numel()
     local = local_angles(autoencoder, train, device=device)
     shared = reuse.shared_size(domains.source_parts, domains.target_parts, sigma, nats)
-    facts = {
+    facts: dict[str, Any] = {
         "autoencoder": name,
         "prices": {
             "sigmas": sigmas.tolist(),

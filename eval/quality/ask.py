@@ -93,7 +93,9 @@ def clip(question: ClipQuestion) -> Answer:
     scores = Clip(question.model, device())(images.pixels, prompts)
     facts = {"clip": scores.mean().item(), "n": len(scores), "model": question.model}
     facts["protocol"] = f"CLIP score of {question.model}, {len(scores)} images"
-    return Answer(facts["protocol"], [{"figure": "CLIP score", "mean": f"{facts['clip']:.3f}"}], facts)
+    return Answer(
+        facts["protocol"], [{"figure": "CLIP score", "mean": f"{facts['clip']:.3f}"}], facts
+    )
 
 
 def extractor(question: Extractor) -> Answer:

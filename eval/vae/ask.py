@@ -49,13 +49,18 @@ def ask(question: VaeBound) -> Answer:
         "left side, measured": str(terms.direct),
     }
     rows = [{"figure": name, "value ± standard error": value} for name, value in values.items()]
-    facts = asdict(terms) | {"total": terms.total, "vacuous": terms.vacuous}
-    facts |= {"verdict": verdict(terms), "weight_noise": question.weight_noise}
-    facts["protocol"] = (
+    protocol = (
         f"{source}: {len(seen)} of {len(training)} training images of {training.source}, "
         f"{len(unseen)} others of {held_out.source}; mean squared error on [0, 1]"
     )
-    return Answer(facts["protocol"], rows, facts, facts["verdict"])
+    facts = asdict(terms) | {
+        "total": terms.total,
+        "vacuous": terms.vacuous,
+        "verdict": verdict(terms),
+        "weight_noise": question.weight_noise,
+        "protocol": protocol,
+    }
+    return Answer(protocol, rows, facts, verdict(terms))
 
 
 def verdict(terms: VAEBound) -> str:

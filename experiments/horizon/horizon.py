@@ -11,10 +11,10 @@ from torch import Tensor
 
 from benchmarks.harness import Rows
 from eval.cross_fitting import Losses, cross_fitted, paired_losses, reference_law
-from eval.questions import Reference
 from eval.curves import contributions, noise_levels
 from eval.horizon.bound import generalization_bound, path_curve
 from eval.horizon.certificate import Horizon, horizon
+from eval.questions import Reference
 from experiments.experiment import Experiment
 from experiments.vectors import HIGH, LOW, fit, kde_divergence, reverse_sde, start_of, swiss_roll
 from instructors.denoiser import Condition, Denoiser
@@ -176,6 +176,10 @@ def a_matched_prior_needs_less(scale: float) -> Found:
 class ZeroScore(Denoiser):
     """D(x) = x, whose score is zero; the paper's code bounds the generator against it."""
 
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.shape, self.sigma_min, self.sigma_max = shape, 0.0, math.inf
+
     def denoise(self, noisy: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         return noisy
 
@@ -202,11 +206,10 @@ def papers_setting(scale: float) -> Found:
         law, levels = reference_law("standard", train), noise_levels(LOW, top)
         found = horizon(Losses(*paired_losses(model, law, TEST, levels, noise_draws=8)))
         made = reverse_sde(model, start_of(law, _count(scale, 2000, 500), top), top)
-        path = path_curve(model, train, levels, ZeroScore())
-        generator = [contributions(path, high=end).mean() for end in levels[1:].tolist()]
-        terms = replace(
-            generalization_bound(model, train, levels, law), generator=torch.tensor(generator).double()
-        )
+        path = path_curve(model, train, levels, ZeroScore(tuple(train.shape[1:])))
+        ends = levels[1:].tolist()
+        generator = torch.tensor([contributions(path, high=end).mean() for end in ends]).double()
+        terms = replace(generalization_bound(model, train, levels, law), generator=generator)
         divergence.append(kde_divergence(TEST, made))
         certificate.append(found.nats[-1].item())
         bounds.append([terms.at(r)[-1].item() for r in constants])

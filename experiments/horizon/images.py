@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from benchmarks.harness import Rows
 from eval.cross_fitting import Losses, paired_losses, reference_law
 from eval.curves import noise_levels
-from eval.horizon.recipes import fit
 from eval.horizon.certificate import Horizon, horizon
+from eval.horizon.recipes import fit
 from eval.quality import features, metrics
 from eval.vae import models
 from eval.vae.bound import VAEBound, vae_bound
@@ -23,9 +23,9 @@ from experiments.vectors import start_of
 from instil.base import data
 from instil.base.config import load_recipe
 from instil.base.draws import Draws
-from instructors.training import RECIPES
 from instructors.denoiser import Denoiser, class_labels, labelled
 from instructors.sampler import heun
+from instructors.training import RECIPES
 from instructors.training.train import TrainRecipe
 
 Found = tuple[Rows, dict[str, Any]]

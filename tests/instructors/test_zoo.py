@@ -12,9 +12,9 @@ from eval.quality.protocol import Protocol
 from eval.quality.yardstick import Yardstick
 from instil.base.config import load_recipe
 from instructors.__main__ import main
-from instructors.training import RECIPES
 from instructors.load import load
 from instructors.sources import ZOO, zoo
+from instructors.training import RECIPES
 from instructors.training.train import TrainRecipe
 
 REFERENCES = {
