@@ -6,13 +6,11 @@ import sys
 from pathlib import Path
 
 from distill.preflight import check, read, settle
-from distill.recipe import Recipe
+from distill.recipe import RECIPES, Recipe
 from instil.base.config import load_recipe, recipe_names
 from instil.base.errors import InstilError, command
 from instil.base.files import check_output
 from instil.base.untrusted import is_file
-
-RECIPES = Path(__file__).parent / "recipes"
 
 
 @command

@@ -6,8 +6,8 @@ import torch
 
 from distill.cost.memory import halve_frozen, recompute_activations
 from distill.recipe import FewStep as FewStepRecipe
+from distill.recipe import Generator, Recipe
 from distill.recipe import OneStep as OneStepRecipe
-from distill.recipe import Recipe
 from distill.trainer import State
 from distill.warm_start import warm_start
 from instil.base.errors import InstilError
@@ -92,6 +92,8 @@ def _student(recipe: Recipe, instructor: Instructor) -> Student:
         if isinstance(what, OneStepRecipe):
             return OneStep(mine, what.sigma)
         return FewStep(mine, what.sigmas).train()
+    if not isinstance(what, Generator):
+        raise InstilError(f"student: a {type(what).__name__} is not known to distill")
     device = next(instructor.denoiser.parameters()).device
     student = load_student(what).to(device)
     if device.type != "meta":  # a plan's instructor makes no images to compare with

@@ -34,16 +34,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, PositiveFloat
+from pydantic import Field, PositiveFloat
 
-from instil.base.config import Config, by_kind
+from instil.base.config import Choice, OneOf
 from instil.base.shapes import expand
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Divergence(Config, ABC):
+class Divergence(Choice, ABC):
     """The contract of every divergence.
 
     Attributes:
@@ -127,9 +127,7 @@ class SIM(Divergence):
         return (gap * (fake_denoised - sample).flatten(1)).sum(1) / size
 
 
-Divergences = Annotated[
-    Annotated[IKL | DMD | SiD | SIM, Field(discriminator="kind")], BeforeValidator(by_kind)
-]
+Divergences = Annotated[Divergence, OneOf(IKL, DMD, SiD, SIM)]
 
 
 def _distance(sample: Tensor, denoised: Tensor) -> Tensor:

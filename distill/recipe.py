@@ -1,9 +1,9 @@
 """The typed recipe of a distillation. The union types are the registry of what can be chosen."""
 
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import (
-    BeforeValidator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -13,15 +13,21 @@ from pydantic import (
 
 from distill.divergences import Divergences, SiD
 from eval.quality.protocol import Protocol
-from instil.base.config import FROM_LIST, Config, by_kind
+from instil.base.config import Choice, Config, OneOf
 from instil.base.levels import KarrasUniform, Levels
 from instil.base.optimizer import Adam
 from instructors.conditions.conditioning import Blending, Conditioning
 from instructors.lora import Lora
 from students.source import Source
 
+RECIPES = Path(__file__).parent / "recipes"
 
-class OneStep(Config):
+
+class StudentSection(Choice):
+    """Base of every student's section."""
+
+
+class OneStep(StudentSection):
     """A copy of the instructor, read once.
 
     Attributes:
@@ -37,7 +43,7 @@ class OneStep(Config):
     lora: Lora | None = None
 
 
-class FewStep(Config):
+class FewStep(StudentSection):
     """A copy of the instructor, read a few times with fresh noise in between.
 
     Attributes:
@@ -46,19 +52,17 @@ class FewStep(Config):
     """
 
     kind: Literal["few_step"] = "few_step"
-    sigmas: Annotated[tuple[PositiveFloat, ...], Field(min_length=1), FROM_LIST] = (2.5, 0.6)
+    sigmas: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (2.5, 0.6)
     lora: Lora | None = None
 
 
-class Generator(Source):
+class Generator(Source, StudentSection):
     """A generator somebody already has, to be refined."""
 
     kind: Literal["gan"] = "gan"
 
 
-Students = Annotated[
-    Annotated[OneStep | FewStep | Generator, Field(discriminator="kind")], BeforeValidator(by_kind)
-]
+Students = Annotated[StudentSection, OneOf(OneStep, FewStep, Generator)]
 
 
 class FakeScore(Config):

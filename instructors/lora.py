@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field, PositiveInt
 
-from instil.base.config import FROM_LIST, Config
+from instil.base.config import Config
 
 
 class Lora(Config):
@@ -22,4 +22,4 @@ class Lora(Config):
 
     rank: PositiveInt = 16
     alpha: PositiveInt | None = None
-    targets: Annotated[tuple[str, ...], Field(min_length=1), FROM_LIST] | None = None
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] | None = None

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from instil.base.config import FROM_LIST, Config
+from instil.base.config import Config
 
 
 class Source(Config):
@@ -29,8 +29,8 @@ class Source(Config):
     factory: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")] | None = None
     arguments: Mapping[str, Any] = {}
     key: str | None = None
-    ignore: Annotated[tuple[str, ...], FROM_LIST] = ()
-    latent: Annotated[tuple[PositiveInt, ...], Field(min_length=1), FROM_LIST] | None = None
+    ignore: tuple[str, ...] = ()
+    latent: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] | None = None
     classes: NonNegativeInt | None = None
     labels: Literal["index", "one_hot"] = "index"
-    range: Annotated[tuple[float, float], FROM_LIST] = (-1.0, 1.0)
+    range: tuple[float, float] = (-1.0, 1.0)

@@ -11,16 +11,16 @@ import math
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, PositiveFloat, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 
-from instil.base.config import Config, by_kind
+from instil.base.config import Choice, OneOf
 from instil.base.errors import InstilError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class _Levels(Config, ABC):
+class LevelDistribution(Choice, ABC):
     """What every distribution of sigma shares: a range inside the network's own."""
 
     sigma_min: PositiveFloat | None = None
@@ -65,7 +65,7 @@ class _Levels(Config, ABC):
         """What a subclass writes: the quantile function on [low, high], but for rounding."""
 
 
-class LogNormal(_Levels):
+class LogNormal(LevelDistribution):
     """log sigma ~ N(mean, std**2), truncated.
 
     Source:
@@ -86,7 +86,7 @@ class LogNormal(_Levels):
         return 0.5 * math.erfc((self.mean - log_sigma) / (self.std * math.sqrt(2)))
 
 
-class LogUniform(_Levels):
+class LogUniform(LevelDistribution):
     """log sigma uniform."""
 
     kind: Literal["log_uniform"] = "log_uniform"
@@ -96,7 +96,7 @@ class LogUniform(_Levels):
         return (first + (last - first) * uniform).exp()
 
 
-class KarrasUniform(_Levels):
+class KarrasUniform(LevelDistribution):
     """Levels spaced as a Karras sampler spaces its steps, t uniform on [t_min, t_max].
 
     sigma = (high**(1/rho) + t (low**(1/rho) - high**(1/rho)))**rho, so t = 0 is the highest level.
@@ -129,7 +129,7 @@ class KarrasUniform(_Levels):
         return (last + time * (first - last)) ** self.rho
 
 
-class LogitNormal(_Levels):
+class LogitNormal(LevelDistribution):
     """Times of a rectified flow, logit t ~ N(mean, std**2), moved by a resolution's shift.
 
     With x_t = (1 - t) x + t n the noise level is sigma = t / (1 - t), so logit t is log sigma, and
@@ -149,7 +149,7 @@ class LogitNormal(_Levels):
         return LogNormal(mean=mean, std=self.std).quantile(uniform, low, high)
 
 
-class FlowUniform(_Levels):
+class FlowUniform(LevelDistribution):
     """Times of a rectified flow, t uniform, moved by a resolution's shift as in `LogitNormal`."""
 
     kind: Literal["flow_uniform"] = "flow_uniform"
@@ -162,9 +162,5 @@ class FlowUniform(_Levels):
 
 
 Levels = Annotated[
-    Annotated[
-        LogNormal | LogUniform | KarrasUniform | LogitNormal | FlowUniform,
-        Field(discriminator="kind"),
-    ],
-    BeforeValidator(by_kind),
+    LevelDistribution, OneOf(LogNormal, LogUniform, KarrasUniform, LogitNormal, FlowUniform)
 ]

@@ -19,9 +19,9 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeFloat
+from pydantic import NonNegativeFloat
 
-from instil.base.config import Config, by_kind
+from instil.base.config import Choice, OneOf
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     Term = Callable[[Tensor, Tensor, Tensor, Tensor, Draws], Tensor]
 
 
-class _Penalty(Config, ABC):
+class DenoisingPenalty(Choice, ABC):
     """What is added to the denoising loss, kappa times."""
 
     kappa: NonNegativeFloat
@@ -47,7 +47,7 @@ class _Penalty(Config, ABC):
         return nullcontext()
 
 
-class ReferencePath(_Penalty):
+class ReferencePath(DenoisingPenalty):
     """The first penalty, with the weight of the denoising loss."""
 
     kind: Literal["reference_path"] = "reference_path"
@@ -62,7 +62,7 @@ class ReferencePath(_Penalty):
         )
 
 
-class ScoreGradient(_Penalty):
+class ScoreGradient(DenoisingPenalty):
     """The second penalty; it costs a second backward pass through the network."""
 
     kind: Literal["score_gradient"] = "score_gradient"
@@ -81,10 +81,7 @@ class ScoreGradient(_Penalty):
         return sdpa_kernel(SDPBackend.MATH)  # the only attention that is differentiable twice
 
 
-Penalty = Annotated[
-    Annotated[ReferencePath | ScoreGradient, Field(discriminator="kind")],
-    BeforeValidator(by_kind),
-]
+Penalty = Annotated[DenoisingPenalty, OneOf(ReferencePath, ScoreGradient)]
 
 
 def reference_path(

@@ -1,6 +1,5 @@
 """A generator of the user's own code as a student."""
 
-import importlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -8,6 +7,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
+from instil.base.config import own
 from instil.base.draws import Draws
 from instil.base.errors import InstilError
 from instructors.denoiser import UNCONDITIONAL, Condition
@@ -133,14 +133,10 @@ def make(factory: str, arguments: Mapping[str, Any]) -> nn.Module:
     Raises:
         InstilError: It cannot be imported or called, or what it makes is no module with parameters.
     """
-    where, _, name = factory.partition(":")
     try:
-        build: Callable[..., Any] = getattr(importlib.import_module(where), name)
-    except (ImportError, AttributeError) as error:
-        raise InstilError(
-            f"factory: {factory} cannot be imported ({error}); it must be package.module:callable, "
-            "installed or below the folder the command is run in"
-        ) from None
+        build: Callable[..., Any] = own.load(factory)
+    except InstilError as error:
+        raise InstilError(f"factory: {error}") from error
     try:
         network = build(**arguments)
     except (TypeError, ValueError) as error:

@@ -412,7 +412,7 @@ WRONG = {
         ["instructor=large"],
         "makes images of the shape (1, 8, 8), the instructor (1, 16, 16)",
     ),
-    "factory": (None, ["factory=their_cod:Small"], "their_cod:Small cannot be imported"),
+    "factory": (None, ["factory=their_cod:Small"], "their_cod:Small: there is no module their_cod"),
     "no factory": (None, ["factory=null"], "holds tensors alone; give factory="),
     "arguments": (None, ["arguments={depth: 3}"], "their_code:Small does not take {'depth': 3}"),
     "broken factory": (None, ["factory=their_code:broken"], "(needs a moon)"),

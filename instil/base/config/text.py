@@ -1,0 +1,96 @@
+"""YAML as people mean it, from files and from `key.path=value`."""
+
+import re
+from collections.abc import Hashable, Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from instil.base import untrusted
+from instil.base.config.model import merge
+from instil.base.errors import InstilError
+
+# Limits of a recipe, in characters and in values: PyYAML reads some fifty thousand a second.
+LONGEST, MOST_VALUES = 100_000, 20_000
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people mean it: no key twice, 1e-5 is a number, and yes, no, on, off are words."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key in (self.construct_object(key, deep=True) for key, _ in node.value):
+            if not isinstance(key, Hashable):
+                continue  # which is refused below
+            if key in seen:
+                raise InstilError(f"{key}: given twice (line {node.start_mark.line + 1} onwards)")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)$"),
+    list("-+.0123456789"),
+)
+for letter in "yYnNoO":  # of the booleans, true and false stay
+    _Loader.yaml_implicit_resolvers[letter] = [
+        (tag, pattern)
+        for tag, pattern in _Loader.yaml_implicit_resolvers[letter]
+        if tag != "tag:yaml.org,2002:bool"
+    ]
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a recipe file.
+
+    Raises:
+        InstilError: The file is missing, is not YAML, repeats a key, or is not a mapping.
+    """
+    content = _parse(untrusted.read_text(path, LONGEST), str(path))
+    if not isinstance(content, dict):
+        raise InstilError(f"{path}: expected a mapping of keys, got {type(content).__name__}")
+    return content
+
+
+def _parse(text: str, source: str) -> Any:
+    """YAML as plain values.
+
+    Raises:
+        InstilError: It is none, or holds what no recipe needs.
+    """
+    try:
+        content = yaml.load(text, _Loader)  # noqa: S506, a SafeLoader
+    except InstilError:
+        raise
+    except yaml.YAMLError as error:
+        raise InstilError(f"{source}: not valid YAML ({' '.join(str(error).split())})") from None
+    # What PyYAML raises on numbers and dates that are none, and on thousands of brackets.
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise InstilError(
+            f"{source}: holds a number, a date or brackets that YAML cannot read ({error})"
+        ) from None
+    untrusted.check(content, source, MOST_VALUES)
+    return content
+
+
+def read_overrides(arguments: Iterable[str]) -> dict[str, Any]:
+    """Turn `["train.steps=20", "seed=1"]` into nested mappings; values are YAML.
+
+    Raises:
+        InstilError: An argument is not of the form `key.path=value`.
+    """
+    tree: dict[str, Any] = {}
+    for argument in arguments:
+        key, equals, text = argument.partition("=")
+        if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
+            raise InstilError(f"{argument}: expected key.path=value, such as train.steps=100")
+        if len(text) > LONGEST:
+            raise InstilError(f"{key}: longer than {LONGEST:,} characters")
+        value = _parse(text, argument)
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        untrusted.check(value, argument)
+        tree = merge(tree, value)
+    return tree
