@@ -2,6 +2,7 @@
 
 import argparse
 import re
+from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
@@ -55,12 +56,12 @@ def _option(line: str, kind: type[Question]) -> str:
 
 
 def _kind(annotation: Any) -> Any:
-    """What reads an option: int, float, bool, a list, or str for everything else."""
+    """The type that reads an option: int, float, bool, Path, a list, or str for the rest."""
     while get_origin(annotation) in (Annotated, Union, UnionType):
         annotation = get_args(annotation)[0]
     if get_origin(annotation) is tuple:
         return _list
-    return annotation if annotation in (int, float, bool) else str
+    return annotation if annotation in (int, float, bool, Path) else str
 
 
 def _list(text: str) -> list[Any]:
