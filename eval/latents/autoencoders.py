@@ -28,7 +28,7 @@ from instil.base.errors import InstilError
 from instil.base.runs.monitor import track
 from instructors import codec
 from instructors.denoiser import Denoiser
-from instructors.load import read_autoencoder
+from instructors.models import read_autoencoder
 
 
 @dataclass(frozen=True)
