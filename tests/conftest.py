@@ -131,7 +131,7 @@ def persistent(monkeypatch):
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def python():
     """Run python in a subprocess from the repository root; `processes` > 1 through torchrun."""
 
