@@ -71,7 +71,7 @@ def method(**changes):
 
 @pytest.mark.parametrize("divergence", sections(Divergences))
 def test_a_linear_student_reaches_a_gaussians_mean_and_covariance(divergence):
-    settings = method(divergence=divergence)
+    settings = method(divergence=divergence, train={"steps": 600, "batch": 256})
     state = State.fresh(Linear(), GaussianScore(), settings)
     for _ in train(state, gaussian(MEAN, COVARIANCE), settings, Accelerator(cpu=True)):
         pass

@@ -11,8 +11,8 @@ from diffusers import DDPMPipeline, DDPMScheduler
 
 from benchmarks.memory import SCHEMES, authors
 from distill.__main__ import RECIPES, main
-from distill.build import build, prepared
-from distill.cost.plan import within
+from distill.build import build, load_instructor
+from distill.cost.plan import fit_memory
 from distill.cost.rehearsal import Rehearsal
 from distill.recipe import Recipe
 from distill.trainer import train
@@ -58,7 +58,7 @@ def recipe(tiny_pipeline, tmp_path, monkeypatch):
 
 def updated(recipe):
     """Everything from loading to the second update."""
-    instructor = prepared(recipe, torch.device("cpu"))
+    instructor = load_instructor(recipe, torch.device("cpu"))
     state = build(recipe, instructor)
     reports = train(state, instructor.denoiser, recipe, Accelerator(cpu=True), instructor.prior)
     next(reports)
@@ -124,7 +124,7 @@ def test_the_fewest_micro_batches_that_fit(recipe):
     rehearsal = Rehearsal(wanted)
     enough = sum(rehearsal.update(2, first=False).values()) + 1000
     memory = f"{enough / 1e6} MB"
-    found = within(wanted.replace(train=wanted.train.replace(memory=memory)), 1, rehearsal)
+    found = fit_memory(wanted.replace(train=wanted.train.replace(memory=memory)), 1, rehearsal)
     assert found.train.accumulation == 2
 
 
@@ -141,13 +141,13 @@ class Heavy:
 def test_one_micro_batch_may_need_less_than_two(batch, memory, number):
     words = [f"train.batch={batch}", f"train.memory={memory} MB"]
     recipe = load_recipe(Recipe, "digits", words, RECIPES)
-    assert within(recipe, 1, Heavy()).train.accumulation == number
+    assert fit_memory(recipe, 1, Heavy()).train.accumulation == number
 
 
 def test_an_image_that_does_not_fit():
     recipe = load_recipe(Recipe, "digits", ["train.memory=1 MB"], RECIPES)
     with pytest.raises(InstilError, match=r"train.memory: 1 MB is less than the \d+.\d MiB"):
-        within(recipe, 1, Heavy())
+        fit_memory(recipe, 1, Heavy())
 
 
 @pytest.mark.slow
