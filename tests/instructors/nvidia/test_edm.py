@@ -24,7 +24,7 @@ from instructors.nvidia.checkpoint import read_checkpoint
 from instructors.nvidia.convert import PUBLISHED, convert
 from students.one_step import OneStep
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 GOLDEN = sorted((ROOT / "tests" / "golden" / "edm").glob("*.safetensors"))
 NAMES = [path.stem for path in GOLDEN]
 

@@ -10,7 +10,7 @@ from typing import Any
 from distill.__main__ import _recipe
 from distill.preflight import check
 from instructors.sources import network_folder, weights_hash
-from tests.checks.mutations import json_bytes, warp
+from tests.checks.hostile.mutations import json_bytes, warp
 
 
 @functools.cache
