@@ -1,15 +1,16 @@
 """The distillation loop: `train` is a generator that yields after each student update."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch._functorch import config
 from torch.optim import Optimizer
 
-from distill.cost.memory import recompute_activations
 from distill.divergences import Divergence
 from distill.recipe import Method
 from instil.base.average import Average
@@ -133,9 +134,12 @@ def train(
     loop = _Loop(state, instructor, method, accelerator, prior)
     if state.step == 0:
         for number in range(method.fake.warmup):
-            loop.warm(number)
+            with loop.compiling():
+                loop.warm(number)
     while state.step < method.train.steps:
-        yield loop.update()
+        with loop.compiling():
+            report = loop.update()
+        yield report
 
 
 class _Loop:
@@ -163,6 +167,15 @@ class _Loop:
         guidance = method.fake.guidance
         self.judge = state.fake if guidance == 1 else Guided(state.fake, guidance)
         self.batch = micro_batch(method, accelerator.num_processes)
+
+    def compiling(self) -> AbstractContextManager[Any]:
+        """The setting of torch.compile that an update needs; put back after it.
+
+        The shared forward of a divergence with a Jacobian is walked backwards twice, so its buffers
+        may not be given away.
+        """
+        donated = not self.method.divergence.jacobian
+        return config.patch(donated_buffer=donated)
 
     def warm(self, number: int) -> None:
         """Update `number` of the fake score's warm-up: samples of the student as it starts."""
@@ -301,13 +314,9 @@ def micro_batch(method: Method, processes: int) -> int:
 
 def _arrange(module: nn.Module, method: Method) -> None:
     """Memory layout and compilation of the networks inside a student or denoiser, in place."""
-    if method.train.checkpointing:
-        recompute_activations(module)
     if method.train.channels_last:
         module.to(memory_format=torch.channels_last)
     if method.train.compile:
-        # The shared forward of a divergence with a Jacobian is walked backwards twice.
-        torch._functorch.config.donated_buffer = not method.divergence.jacobian
         for part in module.modules():
             if isinstance(part, Denoiser | GAN) and part.network is not None:
                 part.network.compile()

@@ -15,6 +15,7 @@ from eval.horizon import ask as horizon_report
 from eval.horizon.certificate import Horizon, horizon
 from eval.latents import ask as latent_report
 from eval.latents.autoencoders import load_autoencoder
+from eval.settings import Settings
 from eval.transfer import ask as transfer_report
 from eval.transfer.ask import Answer, Question
 from instil.base import data
@@ -80,14 +81,15 @@ def preflight(
         facts |= {"transfer": answer.facts(), "horizon": seen}
         rows += _transfer_rows(answer) + _horizon_rows(far, verdict)
         where, chosen = network_folder(str(folder)), folder.name
-    facts["distill"] = {
-        "instructor": chosen,
-        "sha256": weights_hash(where),
-        "T_eps": far.sufficient.value,
-        "sigma_range": [instructor.denoiser.sigma_min, instructor.denoiser.sigma_max],
-        "distil": far.gain.clear,
-    }
-    facts["verdict"] = _verdict(facts, verdict)
+    settings = Settings(
+        instructor=chosen,
+        sha256=weights_hash(where),
+        T_eps=far.sufficient.value,
+        sigma_range=(instructor.denoiser.sigma_min, instructor.denoiser.sigma_max),
+        distil=far.gain.clear,
+    )
+    facts["distill"] = settings.model_dump(mode="json")
+    facts["verdict"] = _verdict(settings, verdict)
     facts["protocol"] = f"{name} before a distillation, on {target or 'its own samples'}"
     return rows, facts
 
@@ -132,12 +134,11 @@ def _horizon_rows(far: Horizon, verdict: str) -> Rows:
     return [{"question": "horizon", "answer": f"T_eps {far.sufficient}", "why": verdict}]
 
 
-def _verdict(facts: dict[str, Any], horizon_verdict: str) -> str:
-    """The last word: whether to distil, what, and how far up."""
-    settings = facts["distill"]
-    if not settings["distil"]:
+def _verdict(settings: Settings, horizon_verdict: str) -> str:
+    """One sentence: whether to distil, which instructor, and up to which noise level."""
+    if not settings.distil:
         return f"Do not distil this. {horizon_verdict}"
     return (
-        f"Distil {settings['instructor']} ({settings['sha256']}), with noise up to sigma "
-        f"{settings['T_eps']:.3g} at least."
+        f"Distil {settings.instructor} ({settings.sha256}), with noise up to sigma "
+        f"{settings.T_eps:.3g} at least."
     )
