@@ -17,6 +17,7 @@ from instil.base.average import Average
 from instil.base.draws import Draws
 from instil.base.errors import InstilError
 from instil.base.levels import Levels
+from instil.base.runs.run import Report
 from instil.base.shapes import expand
 from instructors.adapters.guidance import Guided
 from instructors.conditions.prior import Prior, labels
@@ -33,11 +34,11 @@ class State:
     There is no random state: each number is a function of (seed, step, stream, sample).
 
     Attributes:
-        student: Trained.
-        averages: Of the student over its past; one of them is shipped.
-        fake: Trained on the student's samples.
-        student_optimizer: Of the student.
-        fake_optimizer: Of the fake.
+        student: The generator being trained.
+        averages: EMAs of the student; the best one is exported.
+        fake: The fake score: a denoiser being trained on the student's samples.
+        student_optimizer: The student's optimizer.
+        fake_optimizer: The fake score's optimizer.
         step: Student updates done.
     """
 
@@ -62,40 +63,13 @@ class State:
         )
 
     def modules(self) -> dict[str, nn.Module]:
-        """What a checkpoint holds, by file name."""
+        """The modules of a checkpoint, by file name."""
         averages = {f"average-{each.name}": each.module for each in self.averages}
         return {"student": self.student, "fake": self.fake, **averages}
 
     def optimizers(self) -> dict[str, Optimizer]:
-        """Likewise."""
+        """The optimizers of a checkpoint, by file name."""
         return {"student-optimizer": self.student_optimizer, "fake-optimizer": self.fake_optimizer}
-
-
-@dataclass(frozen=True)
-class Report:
-    """One update, as tensors on the device: reading them makes a GPU wait, so read them seldom.
-
-    Attributes:
-        step: Student updates done.
-        student_loss: () mean of the divergence's loss.
-        fake_loss: () mean weighted denoising loss of the fake.
-        student_norm: () gradient norm before clipping.
-        fake_norm: () likewise, largest of the fake's updates.
-    """
-
-    step: int
-    student_loss: Tensor
-    fake_loss: Tensor
-    student_norm: Tensor
-    fake_norm: Tensor
-
-    def finite(self) -> Tensor:
-        """() bool. Gradient norms are the same on every process, so all of them agree."""
-        return (self.student_norm + self.fake_norm).isfinite()
-
-    def values(self) -> dict[str, Tensor]:
-        """What is logged."""
-        return {"student": self.student_loss, "fake": self.fake_loss}
 
 
 @dataclass(frozen=True)
@@ -123,9 +97,9 @@ def train(
     Args:
         state: Changed in place.
         instructor: Frozen; never prepared by Accelerate.
-        method: What the weights depend on.
+        method: The recipe of the loop.
         accelerator: The only distributed engine.
-        prior: What the student is asked for; None for its class labels, equally often.
+        prior: The conditions the student is trained under; None for class labels, equally often.
 
     Yields:
         A report per student update.
@@ -192,12 +166,12 @@ class _Loop:
     def update(self) -> Report:
         state, method, step = self.state, self.method, self.state.step
         count = method.train.accumulation
-        batches, losses = [], []
+        batches, parts = [], []
         for number in range(count):
             with self._no_sync(number < count - 1):
                 batch, loss = self._joint_pass(number)
             batches.append(batch)
-            losses.append(loss)
+            parts.append(loss)
         steps = method.train.steps
         student_norm = method.optimizer.update(state.student_optimizer, step, steps)
         fake_norm = self._update_fake(step)
@@ -209,8 +183,9 @@ class _Loop:
         state.step += 1
         for average in state.averages:
             average.update(state.student, state.step * method.train.batch, method.train.batch)
-        student_loss, fake_loss = (torch.stack(parts).mean() for parts in zip(*losses, strict=True))
-        return Report(state.step, student_loss, fake_loss, student_norm, fake_norm)
+        student_loss, fake_loss = (torch.stack(each).mean() for each in zip(*parts, strict=True))
+        losses = {"student": student_loss, "fake": fake_loss}
+        return Report(state.step, losses, student_norm + fake_norm)
 
     def _joint_pass(self, number: int) -> tuple[_Batch, tuple[Tensor, Tensor]]:
         """Gradients of student and fake on one micro-batch; returns it and both mean losses."""

@@ -161,7 +161,7 @@ def distilled(instructor, checkpointing, accumulation=1, divergence="sid", stude
     for module in (student, fake, instructor) if checkpointing else ():
         recompute_activations(module)
     engine = Accelerator(cpu=True)
-    losses = [report.student_loss for report in train(state, instructor, method, engine)]
+    losses = [report.losses["student"] for report in train(state, instructor, method, engine)]
     return state, torch.stack(losses)
 
 
