@@ -86,8 +86,8 @@ def load(source: str, side: int | None = None, weights: bool = True) -> Instruct
 
     Args:
         source: A folder saved by diffusers (pipeline or bare model), an embedded name, a hub id, or
-            `package.module:factory`, which returns a `Denoiser` or an `Instructor`. An existing
-            folder wins over an embedded name.
+            `package.module:factory` or `path/to/file.py:factory`, which returns a `Denoiser` or an
+            `Instructor`. An existing folder wins over an embedded name.
         side: Height and width of its samples, for networks that take any; None for its own.
         weights: If not, networks are of the meta device and only configurations are read.
 
@@ -95,7 +95,7 @@ def load(source: str, side: int | None = None, weights: bool = True) -> Instruct
         InstilError: Nothing there, a file is missing or corrupted, the model's class, scheduler or
             prediction type is not supported, or the factory cannot be called.
     """
-    if own.NAME.fullmatch(source) and not is_dir(source):
+    if own.is_name(source) and not is_dir(source):
         return _made(source, side, weights)
     folder = locate(source, weights)
     config, where = network_config(source, folder)

@@ -139,7 +139,7 @@ def _writer(student: Student, pipeline: Path | None) -> Callable[[Path], Any]:
 
 def _factory(card: Mapping[str, Any]) -> str | None:
     """The factory of the user's own that made the instructor, and makes the student's network."""
-    return card["instructor"] if own.NAME.fullmatch(card["instructor"]) else None
+    return card["instructor"] if own.is_name(card["instructor"]) else None
 
 
 def _save_own(folder: Path, denoiser: Denoiser, pipeline: Path | None) -> None:

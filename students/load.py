@@ -10,6 +10,7 @@ from pydantic import Field, PositiveFloat
 from torch import Tensor, nn
 
 import instructors.load
+from instil.base.checkpoint import read_tensors
 from instil.base.config import Config, validate
 from instil.base.draws import Draws
 from instil.base.errors import InstilError

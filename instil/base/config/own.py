@@ -27,6 +27,12 @@ FOREIGN = (
 )
 
 
+def is_name(text: str) -> bool:
+    """Whether a text has the form of a name that `load` takes."""
+    place, _, attribute = text.rpartition(":")
+    return bool(NAME.fullmatch(text)) or (place.endswith(".py") and attribute.isidentifier())
+
+
 def load(name: str) -> Any:
     """Import what a recipe names; the working folder is searched last.
 
@@ -38,7 +44,7 @@ def load(name: str) -> Any:
         InstilError: There is no such module, it raises while it is imported, or has no such name.
     """
     place, _, attribute = name.rpartition(":")
-    if not NAME.fullmatch(name) and not (place.endswith(".py") and attribute.isidentifier()):
+    if not is_name(name):
         raise InstilError(f"{name}: expected package.module:Class or path/to/file.py:Class")
     if os.getcwd() not in sys.path:  # noqa: PTH109, entries of sys.path are strings
         sys.path.append(os.getcwd())  # noqa: PTH109
