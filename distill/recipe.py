@@ -12,7 +12,7 @@ from pydantic import (
 )
 
 from distill.divergences import Divergences, SiD
-from eval.quality.protocol import Protocol
+from eval.quality.evaluation import Evaluation
 from instil.base.config import Choice, Config, OneOf
 from instil.base.levels import KarrasUniform, Levels
 from instil.base.optimizer import Adam
@@ -180,7 +180,7 @@ class Recipe(Method):
     conditioning: Conditioning = Conditioning()
     blend: Blending | None = None
     student: Students = OneStep()
-    evaluation: Protocol = Protocol()
+    evaluation: Evaluation = Evaluation()
     output: str = "runs"
     log_every: PositiveInt = 50
     save_every: PositiveInt = 500
