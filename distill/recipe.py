@@ -12,7 +12,7 @@ from pydantic import (
 )
 
 from distill.divergences import Divergences, SiD
-from eval.quality.protocol import Protocol
+from eval.quality.evaluation import Evaluation
 from instil.base.config import Choice, Config, OneOf
 from instil.base.levels import KarrasUniform, Levels
 from instil.base.optimizer import Adam
@@ -175,7 +175,7 @@ class Recipe(RunRecipe, Method):
     conditioning: Conditioning = Conditioning()
     blend: Blending | None = None
     student: Students = OneStep()
-    evaluation: Protocol = Protocol()
+    evaluation: Evaluation = Evaluation()
     pictures_every: PositiveInt = 500
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
 
