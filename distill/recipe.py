@@ -13,6 +13,7 @@ from pydantic import (
 from distill.divergences import Divergences, SiD
 from eval.quality.protocol import Protocol
 from instil.base.config import Choice, Config, OneOf
+from instil.base.config.fields import Location, RunName, Seed
 from instil.base.levels import KarrasUniform, Levels
 from instil.base.optimizer import Adam
 from instructors.conditions.conditioning import Blending, Conditioning
@@ -36,7 +37,7 @@ class OneStep(StudentSection):
 
     kind: Literal["one_step"] = "one_step"
     sigma: PositiveFloat = 2.5
-    init: str | None = None
+    init: Location | None = None
     lora: Lora | None = None
 
 
@@ -86,7 +87,7 @@ class FakeScore(Config):
     drop: Annotated[float, Field(ge=0, le=1)] = 0.1
     optimizer: Adam = Adam()
     warmup: NonNegativeInt = 0
-    init: str | None = None
+    init: Location | None = None
     lora: Lora | None = None
 
     @property
@@ -125,7 +126,7 @@ class Train(Config):
     channels_last: bool = False
     checkpointing: bool = False
     frozen: Literal["float32", "bf16"] = "float32"
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     averages: Annotated[tuple[NonNegativeFloat, ...], Field(min_length=1)] = (10_000.0, 50_000.0)
     averages_on: Literal["device", "cpu"] = "device"
     rampup: PositiveFloat = 0.05
@@ -170,15 +171,15 @@ class Recipe(Method):
         trackers: Such as tensorboard, wandb, trackio.
     """
 
-    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
-    instructor: str
-    preflight: str | None = None
+    name: RunName
+    instructor: Location
+    preflight: Location | None = None
     side: PositiveInt | None = None
     conditioning: Conditioning = Conditioning()
     blend: Blending | None = None
     student: Students = OneStep()
     evaluation: Protocol = Protocol()
-    output: str = "runs"
+    output: Location = "runs"
     log_every: PositiveInt = 50
     save_every: PositiveInt = 500
     keep: PositiveInt = 2

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from instil.base.config import Config
+from instil.base.config.fields import Location
 
 
 class Source(Config):
@@ -25,7 +26,7 @@ class Source(Config):
         range: Of the network's images, black and white; scaled to [-1, 1].
     """
 
-    weights: str
+    weights: Location
     factory: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")] | None = None
     arguments: Mapping[str, Any] = {}
     key: str | None = None

@@ -24,7 +24,8 @@ from eval.horizon.bound import generalization_bound
 from eval.horizon.certificate import Horizon, horizon
 from eval.image_sets import refuse_shared, some
 from instil.base import data
-from instil.base.config import load_recipe
+from instil.base.config import load_recipe, recipe_names
+from instil.base.config.recipes import named_recipes
 from instil.base.draws import Draws
 from instil.base.errors import InstilError
 from instil.base.runs import run
@@ -327,11 +328,10 @@ def recipe_of(source: str, overrides: Sequence[str]) -> TrainRecipe:
     """
     near = (Path(source) / run.RECIPE, Path(source).parent / run.RECIPE)
     stored = next((str(path) for path in near if Path(source).is_dir() and path.exists()), source)
-    if not Path(stored).is_file() and not (RECIPES / f"{stored}.yaml").is_file():
-        names = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
+    if not Path(stored).is_file() and stored not in named_recipes(RECIPES):
         raise InstilError(
             f"--model {source}: no recipe to train folds by (a file, a run's folder, or one of "
-            f"{names}); give --folds 1 and images the model was not trained on"
+            f"{recipe_names(RECIPES)}); give --folds 1 and images the model was not trained on"
         )
     return load_recipe(TrainRecipe, stored, overrides, RECIPES)
 

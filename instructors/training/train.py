@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from instil.base import data
 from instil.base.average import Average
 from instil.base.config import Config
+from instil.base.config.fields import Location, RunName, Seed
 from instil.base.draws import Draws, library_seed
 from instil.base.errors import InstilError
 from instil.base.files import appearing
@@ -113,7 +114,7 @@ class Training(Config):
     steps: PositiveInt = 10_000
     batch: PositiveInt = 128
     precision: Literal["no", "bf16"] | None = None
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     average: NonNegativeFloat = 20_000.0
     flip: bool = False
     penalty: Penalty | None = None
@@ -134,12 +135,12 @@ class TrainRecipe(Training):
         keep: Checkpoints kept.
     """
 
-    name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = "instructor"
-    data: str
+    name: RunName = "instructor"
+    data: Location
     network: UNet = UNet()
     sigma_min: PositiveFloat = 0.002
     sigma_max: PositiveFloat = 80.0
-    output: str = "runs"
+    output: Location = "runs"
     log_every: PositiveInt = 50
     save_every: PositiveInt = 500
     keep: PositiveInt = 2

@@ -9,11 +9,11 @@ Source:
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from accelerate import Accelerator
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 from torch.optim import Optimizer
@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from instil.base import data
 from instil.base.average import Average
 from instil.base.config import Config
+from instil.base.config.fields import Location, RunName, Seed
 from instil.base.draws import Draws
 from instil.base.errors import InstilError
 from instil.base.optimizer import Adam
@@ -73,8 +74,8 @@ class TrainRecipe(Config):
         keep: Checkpoints kept.
     """
 
-    name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = "gan"
-    data: str
+    name: RunName = "gan"
+    data: Location
     network: Network = Network()
     optimizer: Adam = Adam(lr=2e-3, betas=(0.0, 0.99))
     adversary: Adam = Adam(lr=2e-3, betas=(0.0, 0.99))
@@ -82,10 +83,10 @@ class TrainRecipe(Config):
     steps: PositiveInt = 10_000
     batch: PositiveInt = 64
     precision: Literal["no", "bf16"] | None = None
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     average: NonNegativeFloat = 20_000.0
     snapshots: tuple[PositiveInt, ...] = ()
-    output: str = "runs"
+    output: Location = "runs"
     log_every: PositiveInt = 100
     save_every: PositiveInt = 1000
     keep: PositiveInt = 2
