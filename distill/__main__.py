@@ -5,8 +5,8 @@ import os
 import sys
 from pathlib import Path
 
-from distill.preflight import check, read, settle
-from distill.recipe import Recipe
+from distill.preflight import check, overrides_from, read
+from distill.recipe import RECIPES, Recipe
 from instil.base.config import read_overrides
 from instil.base.config.options import (
     add_recipe_arguments,
@@ -19,7 +19,6 @@ from instil.base.errors import InstilError, command
 from instil.base.files import check_output
 from instil.base.untrusted import is_file
 
-RECIPES = Path(__file__).parent / "recipes"
 DEFAULT = "digits"
 
 
@@ -53,12 +52,12 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if arguments.resume is None:
         check(recipe)
-    from distill.session import session  # torch and diffusers take seconds to import
+    from distill.distillation import Distillation  # torch and diffusers take seconds to import
     from instil.base.runs.report import write_json
 
     if arguments.dry_run:
         return _dry_run(recipe, arguments)
-    report = session(recipe, arguments.resume)
+    report = Distillation(recipe, arguments.resume).finish()
     if arguments.json and os.environ.get("RANK", "0") == "0":
         write_json(arguments.json, report)
     return 0
@@ -78,7 +77,7 @@ def _layers(source: str | None, changes: list[str], resume: str | None) -> list[
         return given
     *files, command_line = given
     before = resolve(Recipe, [*files, ("", {"preflight": preflight})])
-    settled = settle(before, read(preflight))
+    settled = overrides_from(before, read(preflight))
     print(f"from {preflight}: {', '.join(settled) or 'nothing to change'}")
     return [*files, (preflight, read_overrides(settled)), command_line]
 

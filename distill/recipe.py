@@ -1,5 +1,6 @@
 """The typed recipe of a distillation. The union types are the registry of what can be chosen."""
 
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import (
@@ -19,6 +20,8 @@ from instil.base.optimizer import Adam
 from instructors.conditions.conditioning import Blending, Conditioning
 from instructors.lora import Lora
 from students.source import Source
+
+RECIPES = Path(__file__).parent / "recipes"
 
 
 class StudentSection(Choice):

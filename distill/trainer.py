@@ -21,6 +21,7 @@ from instructors.adapters.guidance import Guided
 from instructors.conditions.prior import Prior, labels
 from instructors.denoiser import Condition, Denoiser
 from instructors.training.denoising import denoising_loss
+from students.gan.generator import GAN
 from students.student import Student
 
 
@@ -307,9 +308,9 @@ def _arrange(module: nn.Module, method: Method) -> None:
     if method.train.compile:
         # The shared forward of a divergence with a Jacobian is walked backwards twice.
         torch._functorch.config.donated_buffer = not method.divergence.jacobian
-        for name, part in module.named_modules():
-            if name.rpartition(".")[2] == "network":
-                part.compile()
+        for part in module.modules():
+            if isinstance(part, Denoiser | GAN) and part.network is not None:
+                part.network.compile()
 
 
 def _gradient(

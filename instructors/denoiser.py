@@ -6,6 +6,7 @@ preconditioning stop in the adapter that needs them.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +70,7 @@ class Denoiser(nn.Module, ABC):
     """The posterior mean of a sample given a noisy one: D(x, s) = E[x0 | x0 + s * noise = x].
 
     Attributes:
+        network: The network inside; None where there is none, or where other denoisers hold it.
         shape: One sample without the batch axis, e.g. (3, 32, 32).
         sigma_min: Smallest noise level the model was trained for.
         sigma_max: Largest one.
@@ -91,6 +93,10 @@ class Denoiser(nn.Module, ABC):
     exact: bool = False
     halved: bool = False
     _null: tuple[str, ...] = ()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network: nn.Module | None = None
 
     def forward(self, noisy: Tensor, sigma: Tensor, condition: Condition = UNCONDITIONAL) -> Tensor:
         """Check the arguments, then denoise.
@@ -171,6 +177,13 @@ class Denoiser(nn.Module, ABC):
         for name, tensor in row.items():
             self.register_buffer(f"null_{name}", tensor, persistent=False)
         self._null = tuple(row)
+
+    @staticmethod
+    def of(network: nn.Module, shape: tuple[int, ...], **settings: Any) -> "Denoiser":
+        """A network of your own as a denoiser; settings are those of `adapters.own.OwnNetwork`."""
+        from instructors.adapters.own import OwnNetwork  # which is made of this file
+
+        return OwnNetwork(network, shape, **settings)
 
     def base(self) -> "Denoiser":
         """The bare network's denoiser, without guidance or blending: what copies are made of."""

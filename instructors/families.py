@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from instructors.denoiser import Condition
 
@@ -210,11 +210,20 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def call(network: nn.Module, noisy: Tensor, time: Tensor, condition: Condition) -> Tensor:
+UNKNOWN = Family(plain, latent=False)  # any network with the signature of `UNet2DModel`
+
+
+def family_of(network: Any) -> Family:
+    """The family of a network, by the name of its class."""
+    return FAMILIES.get(type(network).__name__, UNKNOWN)
+
+
+def call(family: Family, network: Any, noisy: Tensor, time: Tensor, condition: Condition) -> Tensor:
     """Evaluate a network.
 
     Args:
-        network: Of a class in `instructors.families`, or with the signature of `UNet2DModel`.
+        family: How it is called.
+        network: The network.
         noisy: (B, *shape), scaled as the network wants it.
         time: (B,) float; must be a tensor, since diffusers truncates Python floats.
         condition: `label` where the network has classes, the tensors of its family where not.
@@ -222,7 +231,6 @@ def call(network: nn.Module, noisy: Tensor, time: Tensor, condition: Condition) 
     Returns:
         (B, *shape) of the dtype of `noisy`; a learned variance in further channels is dropped.
     """
-    family = FAMILIES.get(type(network).__name__)
-    output = (family.forward if family else plain)(network, noisy, time, condition)
+    output = family.forward(network, noisy, time, condition)
     output = output if isinstance(output, Tensor) else output.sample
     return output[:, : noisy.shape[1]].to(noisy.dtype)

@@ -1,17 +1,20 @@
-"""Fixtures. Helpers live here only: torch-fidelity installs a top-level package `tests`."""
+"""Fixtures of all tests."""
 
+import functools
 import os
+import shutil
 import subprocess
 import sys
 import types
 from pathlib import Path
-from string import ascii_lowercase
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from diffusers import ConsistencyModelPipeline, EDMEulerScheduler, UNet2DModel
+from diffusers import ConsistencyModelPipeline, EDMEulerScheduler
 from safetensors.torch import load_file
+
+from tests.tools import pipelines
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,21 +36,7 @@ def _global_state(monkeypatch, tmp_path):
 def unet():
     """A tiny random diffusers UNet, by channels, classes, output channels and widths."""
 
-    def build(channels=1, classes=None, out=None, size=8, widths=(8, 16)):
-        return UNet2DModel(
-            sample_size=size,
-            in_channels=channels,
-            out_channels=out or channels,
-            block_out_channels=widths,
-            layers_per_block=1,
-            down_block_types=("DownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "UpBlock2D"),
-            norm_num_groups=4,
-            add_attention=False,
-            num_class_embeds=classes,
-        )
-
-    return build
+    return pipelines.unet
 
 
 @pytest.fixture
@@ -169,239 +158,25 @@ def data_root():
     return Path(root)
 
 
+@pytest.fixture(scope="session")
+def saved_pipeline(tmp_path_factory):
+    """The folder of a family's tiny pipeline, written once; tests only read it."""
+    root = tmp_path_factory.mktemp("pipelines")
+
+    @functools.cache
+    def saved(family):
+        pipelines.save(family, root / family.replace(" ", "-"))
+        return root / family.replace(" ", "-")
+
+    return saved
+
+
 @pytest.fixture
-def tiny_pipeline(unet, tmp_path):
-    """Save a tiny random pipeline of a family, as diffusers does; returns its folder."""
+def tiny_pipeline(saved_pipeline, tmp_path):
+    """Copy a family's tiny random pipeline below `tmp_path`; returns its folder."""
 
-    def autoencoder(**options):
-        from diffusers import AutoencoderKL
+    def copy(family):
+        source = saved_pipeline(family)
+        return shutil.copytree(source, tmp_path / source.name, dirs_exist_ok=True)
 
-        return AutoencoderKL(
-            block_out_channels=(4,) * 4,  # images are eight times as large, as everywhere
-            norm_num_groups=2,
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            latent_channels=4,
-            layers_per_block=1,
-            **options,
-        )
-
-    def unet_text(**options):
-        from diffusers import UNet2DConditionModel
-
-        return UNet2DConditionModel(
-            sample_size=4,
-            block_out_channels=(8, 16),
-            layers_per_block=1,
-            norm_num_groups=4,
-            attention_head_dim=4,
-            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-            **options,
-        )
-
-    def clip(projection=False):
-        pytest.importorskip("transformers")
-        from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-        from transformers import CLIPTokenizer as Tokenizer
-
-        config = CLIPTextConfig(
-            vocab_size=54,
-            hidden_size=8,
-            intermediate_size=16,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=16,
-            projection_dim=8,
-            bos_token_id=0,
-            eos_token_id=1,
-            pad_token_id=1,
-        )
-        model = (CLIPTextModelWithProjection if projection else CLIPTextModel)(config)
-        words = ["<|startoftext|>", "<|endoftext|>", *ascii_lowercase]
-        words += [f"{letter}</w>" for letter in ascii_lowercase]
-        vocabulary = {word: number for number, word in enumerate(words)}
-        return model, Tokenizer(vocab=vocabulary, merges=[], model_max_length=16)
-
-    def t5():
-        pytest.importorskip("transformers")
-        from transformers import T5Config, T5EncoderModel, T5TokenizerFast
-
-        config = T5Config(vocab_size=40, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
-        letters = [("▁", -1.0), *((letter, -2.0) for letter in ascii_lowercase)]
-        vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *letters]
-        tokenizer = T5TokenizerFast(vocab=vocabulary, extra_ids=0, model_max_length=16)
-        return T5EncoderModel(config), tokenizer
-
-    def build(kind):
-        import diffusers as d
-
-        ddpm = d.DDPMScheduler
-        stable = {
-            "beta_schedule": "scaled_linear",
-            "beta_start": 0.00085,
-            "beta_end": 0.012,
-            "steps_offset": 1,
-        }
-        flow = d.FlowMatchEulerDiscreteScheduler(shift=3.0)
-        if kind == "unconditional":
-            return d.DDPMPipeline(unet(channels=3), ddpm())
-        if kind == "labels":
-            return d.ConsistencyModelPipeline(unet(channels=3, classes=5), ddpm())
-        if kind == "learned variance":
-            schedule = ddpm(beta_schedule="squaredcos_cap_v2", variance_type="learned_range")
-            return d.DDPMPipeline(unet(channels=3, out=6), schedule)
-        if kind == "ncsnpp":
-            network = d.UNet2DModel(
-                sample_size=8,
-                block_out_channels=(32, 32),
-                layers_per_block=1,
-                down_block_types=("SkipDownBlock2D", "AttnSkipDownBlock2D"),
-                up_block_types=("AttnSkipUpBlock2D", "SkipUpBlock2D"),
-                norm_num_groups=4,
-                time_embedding_type="fourier",
-                center_input_sample=True,
-            )
-            return d.ScoreSdeVePipeline(network, d.ScoreSdeVeScheduler())
-        if kind in ("pixart", "pixart 1024"):
-            network = d.PixArtTransformer2DModel(
-                num_attention_heads=2,
-                attention_head_dim=12,
-                in_channels=4,
-                out_channels=8,
-                num_layers=2,
-                cross_attention_dim=24,
-                sample_size=128 if kind == "pixart 1024" else 4,  # the former is told sizes
-                caption_channels=16,
-                norm_num_groups=4,
-            )
-            encoder, tokenizer = t5()
-            schedule = d.DPMSolverMultistepScheduler()
-            kinds = {"pixart": d.PixArtSigmaPipeline, "pixart 1024": d.PixArtAlphaPipeline}
-            return kinds[kind](tokenizer, encoder, autoencoder(), network, schedule)
-        if kind == "sana":
-            pytest.importorskip("transformers")
-            from transformers import Gemma2Config, Gemma2Model
-
-            layers = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
-            config = Gemma2Config(
-                vocab_size=40, hidden_size=16, intermediate_size=16, head_dim=8, **layers
-            )
-            network = d.SanaTransformer2DModel(
-                in_channels=4,
-                out_channels=4,
-                num_attention_heads=2,
-                attention_head_dim=8,
-                num_layers=2,
-                num_cross_attention_heads=2,
-                cross_attention_head_dim=8,
-                cross_attention_dim=16,
-                caption_channels=16,
-                sample_size=8,
-                timestep_scale=0.5,
-            )
-            codec = d.AutoencoderDC(
-                latent_channels=4,
-                attention_head_dim=4,
-                encoder_block_types="ResBlock",
-                decoder_block_types="ResBlock",
-                encoder_block_out_channels=(4, 4, 4),
-                decoder_block_out_channels=(4, 4, 4),
-                encoder_layers_per_block=(1, 1, 1),
-                decoder_layers_per_block=(1, 1, 1),
-                encoder_qkv_multiscales=((),) * 3,
-                decoder_qkv_multiscales=((),) * 3,
-                downsample_block_type="conv",
-                upsample_block_type="interpolate",
-                decoder_norm_types="rms_norm",
-                decoder_act_fns="silu",
-                scaling_factor=0.41407,
-            )
-            schedule = d.DPMSolverMultistepScheduler(
-                prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
-            )
-            return d.SanaPipeline(t5()[1], Gemma2Model(config), codec, network, schedule)
-        if kind == "dit":
-            network = d.DiTTransformer2DModel(
-                num_attention_heads=2,
-                attention_head_dim=8,
-                in_channels=4,
-                out_channels=8,
-                num_layers=2,
-                sample_size=4,
-                num_embeds_ada_norm=6,
-                norm_num_groups=4,
-            )
-            return d.DiTPipeline(network, autoencoder(), d.DDIMScheduler(clip_sample=False))
-        if kind == "sd":
-            return d.StableDiffusionPipeline(
-                autoencoder(),
-                *clip(),
-                unet_text(cross_attention_dim=8),
-                d.PNDMScheduler(skip_prk_steps=True, **stable),
-                None,
-                None,
-                requires_safety_checker=False,
-            )
-        if kind == "sdxl":
-            (one, first), (two, second) = clip(), clip(projection=True)
-            network = unet_text(
-                cross_attention_dim=16,
-                addition_embed_type="text_time",
-                addition_time_embed_dim=4,
-                projection_class_embeddings_input_dim=8 + 6 * 4,
-            )
-            return d.StableDiffusionXLPipeline(
-                autoencoder(),
-                one,
-                two,
-                first,
-                second,
-                network,
-                d.EulerDiscreteScheduler(**stable),
-                add_watermarker=False,
-            )
-        if kind == "sd3":
-            network = d.SD3Transformer2DModel(
-                sample_size=4,
-                in_channels=4,
-                out_channels=4,
-                num_layers=2,
-                attention_head_dim=4,
-                num_attention_heads=2,
-                joint_attention_dim=16,
-                caption_projection_dim=8,
-                pooled_projection_dim=16,
-                pos_embed_max_size=8,
-            )
-            parts = (*clip(projection=True), *clip(projection=True), *t5())
-            codec = autoencoder(scaling_factor=1.5305, shift_factor=0.0609)
-            return d.StableDiffusion3Pipeline(network, flow, codec, *parts)
-        network = d.FluxTransformer2DModel(
-            in_channels=16,
-            num_layers=1,
-            num_single_layers=1,
-            attention_head_dim=8,
-            num_attention_heads=2,
-            joint_attention_dim=16,
-            pooled_projection_dim=8,
-            guidance_embeds=True,
-            axes_dims_rope=(2, 2, 4),
-        )
-        codec = autoencoder(scaling_factor=0.3611, shift_factor=0.1159)
-        dynamic = d.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
-        return d.FluxPipeline(dynamic, codec, *clip(), *t5(), network)
-
-    def save(kind):
-        torch.manual_seed(0)
-        folder = tmp_path / kind.replace(" ", "-")
-        pipeline = build(kind)
-        with torch.no_grad():  # zero-initialised layers would hide what is wrong before them
-            for component in pipeline.components.values():
-                if isinstance(component, torch.nn.Module):
-                    for parameter in component.parameters():
-                        parameter.add_(0.05 * torch.randn_like(parameter))
-        pipeline.save_pretrained(folder)
-        return folder
-
-    return save
+    return copy

@@ -60,5 +60,5 @@ def halve_frozen(module: nn.Module) -> None:
 def _networks(module: nn.Module) -> Iterator[tuple[Denoiser, Any]]:
     """The denoisers in a module that have a network, and it."""
     for part in module.modules():
-        if isinstance(part, Denoiser) and hasattr(part, "network"):
+        if isinstance(part, Denoiser) and part.network is not None:
             yield part, part.network

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from instil.base import checkpoint, data
-from instil.base.config import Config, validate
+from instil.base.config import Config, own, validate
 from instil.base.draws import Draws
 from instil.base.errors import InstilError
 from instil.base.processes import shared
@@ -90,8 +90,9 @@ def load(source: str, weights: Path | None = None, device: str = "cpu") -> Extra
     """Load an extractor.
 
     Args:
-        source: `inception`, an embedded name, or a `.safetensors` file made by
-            `python -m eval extractor`.
+        source: `inception`, an embedded name, a `.safetensors` file made by
+            `python -m eval extractor`, or `package.module:Class`: code of the user's own, called
+            without arguments, that makes an `Extractor` or a network as in `of_network`.
         weights: Only for `inception`: torch-fidelity's weight file, to use without a download.
         device: Where it runs.
 
@@ -102,12 +103,15 @@ def load(source: str, weights: Path | None = None, device: str = "cpu") -> Extra
         return _inception(weights, device)
     if weights is not None:
         raise InstilError(f"weights {weights}: only the inception extractor takes a weight file")
+    if ":" in source:
+        made = own.load(source)()
+        return made if isinstance(made, Extractor) else of_network(made, device)
     path = Path(source) if source.endswith(".safetensors") else EMBEDDED / f"{source}.safetensors"
     if not path.exists():
         names = ", ".join(sorted(p.stem for p in EMBEDDED.glob("*.safetensors")))
         raise InstilError(
-            f"extractor {source}: expected inception, an embedded one ({names}), "
-            "or a .safetensors file made by `python -m eval extractor`"
+            f"extractor {source}: expected inception, an embedded one ({names}), a .safetensors "
+            "file made by `python -m eval extractor`, or package.module:Class"
         )
     about, network = _read(path)
     network, shape = network.to(device), tuple(about["shape"])
@@ -123,6 +127,38 @@ def load(source: str, weights: Path | None = None, device: str = "cpu") -> Extra
 
     sha = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
     return Extractor(f"FD-{path.stem}-{sha}", True, forward)
+
+
+def of_network(network: nn.Module, device: str = "cpu") -> Extractor:
+    """Make an extractor of a classifier of the user's own.
+
+    Args:
+        network: Maps images (B, C, H, W) in [-1, 1] to features (B, d) and logits (B, K); set to
+            eval mode.
+        device: Where it runs.
+
+    Returns:
+        The extractor; its distance is called `FD-<class>-<hash of the weights>`.
+
+    Raises:
+        InstilError: It is no module, or, when it is called, returns something else.
+    """
+    kind = type(network).__name__
+    if not isinstance(network, nn.Module):
+        raise InstilError(f"extractor: expected an Extractor or a torch module, got a {kind}")
+    network = network.eval().to(device)
+
+    def forward(pixels: Tensor) -> tuple[Tensor, Tensor]:
+        found = network(data.to_float(pixels.to(device)))
+        pair = isinstance(found, tuple) and [type(part) for part in found] == [Tensor, Tensor]
+        if not pair or any(part.dim() != 2 or len(part) != len(pixels) for part in found):
+            raise InstilError(
+                f"extractor {kind}: expected it to return features (B, d) and logits (B, K)"
+            )
+        features, logits = found
+        return features.float().cpu(), logits.float().cpu()
+
+    return Extractor(f"FD-{kind}-{checkpoint.digest(network)}", True, forward)
 
 
 def _inception(weights: Path | None, device: str) -> Extractor:

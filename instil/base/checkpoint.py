@@ -5,6 +5,7 @@ A checkpoint is `step-00001234/` with one `.safetensors` per module and per opti
 leaves the last one intact. Nothing is ever pickled.
 """
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -123,6 +124,15 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise InstilError(f"{path}: missing") from None
     except (SafetensorError, OSError) as error:
         raise InstilError(f"{path}: not a whole safetensors file ({error})") from None
+
+
+def digest(module: nn.Module) -> str:
+    """Eight hexadecimal digits that change with any parameter or buffer of a module."""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        sha.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        sha.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()[:8]
 
 
 def write_tensors(

@@ -2,21 +2,23 @@
 
 import math
 
-from torch import nn
+from torch import Tensor, nn
 
 from instil.base.errors import InstilError
-from instructors.denoiser import Denoiser
+from instructors.denoiser import Condition, Denoiser
+from instructors.families import Family, call, family_of
 
 
 class Adapter(Denoiser):
     """A network and the range of sigma it was trained on.
 
     Args:
-        network: Called as `instructors.families.call` says.
+        network: One of `instructors.families`, or with the signature of `UNet2DModel`.
         shape: One sample without the batch axis.
         sigma_min: Smallest level trained.
         sigma_max: Largest level trained.
         classes: Number of class labels; 0 for none.
+        family: How the network is called; None for what `instructors.families` says of its class.
 
     Attributes:
         prediction: What the network's output is, in a word.
@@ -34,6 +36,7 @@ class Adapter(Denoiser):
         sigma_min: float,
         sigma_max: float,
         classes: int = 0,
+        family: Family | None = None,
     ) -> None:
         super().__init__()
         if not 0 < sigma_min < sigma_max < math.inf:
@@ -41,6 +44,11 @@ class Adapter(Denoiser):
                 f"sigma from {sigma_min} to {sigma_max}: expected two positive numbers that rise"
             )
         self.network = network
+        self.family = family or family_of(network)
         self.shape = tuple(shape)
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
         self.classes = classes
+
+    def call(self, noisy: Tensor, time: Tensor, condition: Condition) -> Tensor:
+        """Evaluate the network: (B, *shape), scaled as it wants it, and (B,) times as it wants."""
+        return call(self.family, self.network, noisy, time, condition)

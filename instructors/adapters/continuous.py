@@ -7,7 +7,6 @@ from torch import Tensor, nn
 from instil.base.shapes import expand
 from instructors.adapters.adapter import Adapter
 from instructors.denoiser import Condition
-from instructors.families import call
 
 
 class ContinuousVP(Adapter):
@@ -51,7 +50,7 @@ class ContinuousVP(Adapter):
     def denoise(self, noisy: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         s = expand(sigma, noisy)
         time = (self.steps - 1) * self.time(sigma)
-        return noisy - s * call(self.network, noisy / (1 + s**2).sqrt(), time, condition)
+        return noisy - s * self.call(noisy / (1 + s**2).sqrt(), time, condition)
 
     def time(self, sigma: Tensor) -> Tensor:
         """(B,) t of each level."""
@@ -95,4 +94,4 @@ class ContinuousVE(Adapter):
 
     def denoise(self, noisy: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         time = (sigma / 2).log()
-        return noisy + expand(sigma, noisy) * call(self.network, noisy, time, condition)
+        return noisy + expand(sigma, noisy) * self.call(noisy, time, condition)

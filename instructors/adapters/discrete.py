@@ -5,10 +5,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from instil.base.errors import InstilError
 from instil.base.shapes import expand
 from instructors.adapters.adapter import Adapter
 from instructors.denoiser import Condition
-from instructors.families import call
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 # D = x - s eps: a rounding of eps in half precision (relative 2**-8 for bf16) costs s times as much
@@ -50,19 +50,13 @@ class DiscreteVP(Adapter):
     ) -> None:
         if prediction not in PREDICTIONS:
             raise ValueError(f"prediction type {prediction!r}: expected one of {PREDICTIONS}")
-        alphas = alphas_cumprod.double()
-        sigmas = ((1 - alphas) / alphas).sqrt()
-        if (alphas[-1:] == 0).any():
-            if prediction == "epsilon":
-                raise ValueError(
-                    "schedule: its last level holds no signal (zero terminal SNR), where "
-                    "epsilon says nothing about the data; expected v_prediction or sample, or a "
-                    "schedule without rescale_betas_zero_snr"
-                )
-            sigmas = sigmas[:-1]  # an infinite sigma
-        rising = sigmas.isfinite().all() and (sigmas.diff() > 0).all()
-        if len(sigmas) < 2 or not rising:
-            raise ValueError("schedule: its noise levels do not rise from finite to finite ones")
+        if prediction == "epsilon" and (alphas_cumprod[-1:] == 0).any():
+            raise ValueError(
+                "schedule: its last level holds no signal (zero terminal SNR), where epsilon says "
+                "nothing about the data; expected v_prediction or sample, or a schedule without "
+                "rescale_betas_zero_snr"
+            )
+        sigmas = levels_of(alphas_cumprod)
         super().__init__(network, shape, sigmas[0].item(), sigmas[-1].item(), classes)
         self.register_buffer("log_sigmas", sigmas.log().float(), persistent=False)
         self.prediction = prediction
@@ -71,7 +65,7 @@ class DiscreteVP(Adapter):
     def denoise(self, noisy: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         s = expand(sigma, noisy)
         a = (1 + s**2).rsqrt()
-        output = call(self.network, a * noisy, self.time(sigma), condition)
+        output = self.call(a * noisy, self.time(sigma), condition)
         if self.prediction == "epsilon":
             return noisy - s * output
         if self.prediction == "v_prediction":
@@ -80,11 +74,7 @@ class DiscreteVP(Adapter):
 
     def time(self, sigma: Tensor) -> Tensor:
         """(B,) fractional time index t of each level, clamped to the schedule."""
-        log_sigma = sigma.log().to(self.log_sigmas.dtype)
-        upper = torch.searchsorted(self.log_sigmas, log_sigma).clamp(1, len(self.log_sigmas) - 1)
-        below, above = self.log_sigmas[upper - 1], self.log_sigmas[upper]
-        fraction = ((log_sigma - below) / (above - below)).clamp(0, 1)
-        return upper - 1 + fraction
+        return index_of(self.log_sigmas, sigma)
 
     def round_sigma(self, sigma: Tensor) -> Tensor:
         return self.log_sigmas[self.time(sigma).round().long()].exp().to(sigma.dtype)
@@ -98,3 +88,28 @@ class DiscreteVP(Adapter):
 
     def start(self, unit: Tensor, sigma: float) -> Tensor:
         return unit * (sigma**2 + 1) ** 0.5
+
+
+def levels_of(alphas_cumprod: Tensor) -> Tensor:
+    """The noise levels b / a of a schedule, float64; a last one without signal is left out.
+
+    Raises:
+        InstilError: There are no two levels that rise.
+    """
+    alphas = alphas_cumprod.double()
+    sigmas = ((1 - alphas) / alphas).sqrt()
+    if (alphas[-1:] == 0).any():
+        sigmas = sigmas[:-1]  # an infinite sigma
+    rising = sigmas.isfinite().all() and (sigmas.diff() > 0).all()
+    if len(sigmas) < 2 or not rising:
+        raise InstilError("schedule: its noise levels do not rise from finite to finite ones")
+    return sigmas
+
+
+def index_of(log_sigmas: Tensor, sigma: Tensor) -> Tensor:
+    """(B,) fractional index of levels (B,) in a rising table (T,), clamped to its ends."""
+    log_sigma = sigma.log().to(log_sigmas.dtype)
+    upper = torch.searchsorted(log_sigmas, log_sigma).clamp(1, len(log_sigmas) - 1)
+    below, above = log_sigmas[upper - 1], log_sigmas[upper]
+    fraction = ((log_sigma - below) / (above - below)).clamp(0, 1)
+    return upper - 1 + fraction

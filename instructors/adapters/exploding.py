@@ -5,7 +5,6 @@ from torch import Tensor, nn
 from instil.base.shapes import expand
 from instructors.adapters.adapter import Adapter
 from instructors.denoiser import Condition
-from instructors.families import call
 
 
 class ScoreVE(Adapter):
@@ -41,4 +40,4 @@ class ScoreVE(Adapter):
         super().__init__(network, shape, sigma_min, sigma_max, classes)
 
     def denoise(self, noisy: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
-        return noisy + expand(sigma, noisy) ** 2 * call(self.network, noisy, sigma, condition)
+        return noisy + expand(sigma, noisy) ** 2 * self.call(noisy, sigma, condition)

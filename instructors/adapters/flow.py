@@ -5,7 +5,6 @@ from torch import Tensor, nn
 from instil.base.shapes import expand
 from instructors.adapters.adapter import Adapter
 from instructors.denoiser import Condition
-from instructors.families import call
 
 # Training draws u from the open interval (0, 1), and u = 1, pure noise, is an infinite sigma: this
 # is how near both ends models are used.
@@ -40,7 +39,7 @@ class Flow(Adapter):
     def denoise(self, noisy: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         u = sigma / (1 + sigma)
         scaled = noisy / expand(1 + sigma, noisy)
-        return scaled - expand(u, noisy) * call(self.network, scaled, 1000 * u, condition)
+        return scaled - expand(u, noisy) * self.call(scaled, 1000 * u, condition)
 
     def weight(self, sigma: Tensor) -> Tensor:
         return (1 + 1 / sigma) ** 2

@@ -34,7 +34,7 @@ ADAPTERS: dict[str, tuple[type[Adapter], tuple[str, ...]]] = {
 
 def is_ours(denoiser: Denoiser) -> bool:
     """Whether diffusers lacks its network, or what stands around it: only we read its folder."""
-    network = type(getattr(denoiser, "network", None)).__name__
+    network = type(denoiser.network).__name__
     return network in OWN or isinstance(denoiser, ContinuousVP | ContinuousVE)
 
 
@@ -48,7 +48,7 @@ def save(folder: Path, denoiser: Denoiser) -> None:
     Raises:
         InstilError: It has not, or the denoiser has no layout.
     """
-    network: Any = getattr(denoiser, "network", None)
+    network: Any = denoiser.network
     if not hasattr(network, "save_pretrained"):
         raise InstilError(
             f"no layout for a {type(denoiser).__name__} with a {type(network).__name__} network"

@@ -8,7 +8,6 @@ from instil.base.errors import InstilError
 from instil.base.shapes import expand
 from instructors.adapters.adapter import Adapter
 from instructors.denoiser import Condition
-from instructors.families import call
 
 
 class Karras(Adapter):
@@ -53,7 +52,7 @@ class Karras(Adapter):
     def denoise(self, noisy: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         s, sd = expand(sigma, noisy), self.sigma_data
         total = (s**2 + sd**2).sqrt()
-        output = call(self.network, noisy / total, sigma.log() / 4, condition)
+        output = self.call(noisy / total, sigma.log() / 4, condition)
         return (sd / total) ** 2 * noisy + s * sd / total * output
 
     def weight(self, sigma: Tensor) -> Tensor:

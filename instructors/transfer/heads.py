@@ -68,7 +68,7 @@ def check(denoiser: Denoiser, classes: int) -> Any:
     Raises:
         InstilError: It cannot be told another number of classes, or is asked by prompts.
     """
-    network: Any = getattr(denoiser.base(), "network", None)
+    network: Any = denoiser.base().network
     name = type(network).__name__
     if denoiser.text or not hasattr(network, "from_config"):
         raise InstilError(

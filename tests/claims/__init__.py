@@ -1,0 +1,1 @@
+"""What documents, benchmarks and experiments claim, and what is packaged."""

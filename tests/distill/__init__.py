@@ -1,0 +1,1 @@
+"""The method, its runs, their cost and their watch."""

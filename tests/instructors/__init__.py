@@ -1,0 +1,1 @@
+"""Instructors: adapters, families, checkpoints of others, prompts, training."""

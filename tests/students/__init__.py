@@ -1,0 +1,1 @@
+"""Students: one step, few steps, generators of GANs, their export."""

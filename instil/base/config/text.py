@@ -22,7 +22,7 @@ class _Loader(yaml.SafeLoader):
     010 and 1:30, which YAML 1.1 reads as 8 and 90.
     """
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         seen: set[str] = set()
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):

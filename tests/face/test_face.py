@@ -1,0 +1,91 @@
+"""What `import instil` offers, and what it costs."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import instil
+from eval.quality import features
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_import_costs_no_torch_and_no_pydantic():
+    code = "import sys, instil; sys.exit(bool({'torch', 'pydantic', 'numpy'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_every_name_is_there_and_typed():
+    tree = ast.parse((ROOT / "instil" / "__init__.py").read_text())
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    typed = {
+        alias.asname: f"{node.module}:{alias.name}"
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert typed == instil._PLACES
+    assert set(dir(instil)) == {"__version__", *typed}
+    assert all(getattr(instil, name) is not None for name in typed)
+    with pytest.raises(AttributeError, match="no attribute 'distill_'"):
+        _ = instil.distill_
+
+
+class Corner(nn.Module):
+    """An extractor of which the Fréchet distance is known: two pixels."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(()))
+
+    def forward(self, images):
+        return self.gain * images[:, 0, 0, :2], images[:, 0, 0, :1]
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    return torch.randint(0, 200, (400, 1, 8, 8), dtype=torch.uint8)
+
+
+def test_the_distance_of_an_own_extractor_is_the_closed_form(pixels):
+    moved = pixels.clone()
+    moved[:, 0, 0, 1] += 50
+    expected = (50 / pixels[:, 0, 0, 1].float().std().item()) ** 2
+    distance = instil.fid(moved, pixels, extractor=Corner())
+    assert distance == pytest.approx(expected, rel=1e-4)
+    assert repr(distance).startswith("FD-Corner-")
+    floats = moved.float() / 127.5 - 1
+    assert instil.fid(floats, pixels, extractor=Corner()) == pytest.approx(distance)
+
+
+def test_an_extractor_is_named_by_its_class_and_weights(pixels, tmp_path, monkeypatch):
+    other = Corner()
+    nn.init.constant_(other.gain, 2.0)
+    names = {features.of_network(module).name for module in (Corner(), Corner(), other)}
+    assert len(names) == 2
+    (tmp_path / "judges.py").write_text("from tests.face.test_face import Corner")
+    monkeypatch.chdir(tmp_path)
+    assert features.load("judges:Corner").name in names
+
+
+def test_what_fid_cannot_read_is_said(pixels):
+    for images, message in (
+        (pixels.float() / 255, r"images in \[0, 1\] become such by 2 \* images - 1"),
+        (pixels[0], r"\(1, 8, 8\): expected a tensor \(N, C, H, W\)"),
+    ):
+        with pytest.raises(instil.InstilError, match=message):
+            instil.fid(images, pixels, extractor=Corner())
+    with pytest.raises(instil.InstilError, match="Flatten: expected it to return features"):
+        instil.fid(pixels, pixels, extractor=nn.Flatten())
+
+
+def test_models_are_sampled(pixels):
+    student = instil.load_student("digits-gan")
+    sampled = instil.fid(student, "digits", extractor="digits", samples=64)
+    images = torch.cat([student.sample(range(k, k + 32)) for k in (0, 32)])
+    assert sampled == pytest.approx(instil.fid(images, "digits", extractor="digits"), rel=1e-4)
