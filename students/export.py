@@ -7,6 +7,8 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from instil.base.checkpoint import write_tensors
+from instil.base.config import own
 from instil.base.errors import InstilError
 from instil.base.files import appearing
 from instil.base.runs.report import write_json
@@ -49,6 +51,7 @@ from students.source import Source
 student = load(Source(weights="{folder}"{factory}))
 images = student.sample(seeds=range(16))
 """
+DENOISER = "denoiser.safetensors"  # of a network that no folder describes
 ADAPTERS = "pytorch_lora_weights.safetensors"  # diffusers' name
 LEVELS = "student.json"  # the noise levels a denoiser is read at, as `students.load` reads them
 
@@ -77,7 +80,8 @@ def export(
         write(partial)
         _card(student, folder, card, bool(loader)).save(partial / "README.md")
         if levels := _levels(student):
-            write_json(partial / LEVELS, {"sigmas": levels})
+            factory = {"factory": _factory(card)} if (partial / DENOISER).exists() else {}
+            write_json(partial / LEVELS, {"sigmas": levels} | factory)
 
 
 def _lora_loader(student: Student, pipeline: Path | None) -> Any:
@@ -118,11 +122,10 @@ def _writer(student: Student, pipeline: Path | None) -> Callable[[Path], Any]:
         return lambda folder: _save_own(folder, denoiser, pipeline)
     network: Any = getattr(denoiser, "network", None)
     family = FAMILIES.get(type(network).__name__)
-    if denoiser is None or family is None:
-        raise InstilError(
-            f"export: no plain diffusers layout for a {type(student).__name__} student "
-            f"with a {type(network).__name__} network"
-        )
+    if denoiser is None:
+        raise InstilError(f"export: no layout for a {type(student).__name__} student")
+    if family is None:
+        return lambda folder: write_tensors(folder / DENOISER, denoiser.state_dict())
     if isinstance(denoiser, Flow) and not family.latent:
         raise InstilError(
             f"export: no plain diffusers layout for a flow student with a "
@@ -132,6 +135,11 @@ def _writer(student: Student, pipeline: Path | None) -> Callable[[Path], Any]:
     if family.latent:
         return _of_instructor(network, scheduler, pipeline).save_pretrained
     return _of_network(network, scheduler, bool(student.classes)).save_pretrained
+
+
+def _factory(card: Mapping[str, Any]) -> str | None:
+    """The factory of the user's own that made the instructor, and makes the student's network."""
+    return card["instructor"] if own.is_name(card["instructor"]) else None
 
 
 def _save_own(folder: Path, denoiser: Denoiser, pipeline: Path | None) -> None:
@@ -268,7 +276,11 @@ def _arguments(student: OneStep | FewStep) -> dict[str, str]:
 
 
 def _card(student: Student, folder: Path, card: Mapping[str, Any], lora: bool) -> ModelCard:
-    plain = isinstance(student, OneStep) and not is_ours(student.denoiser)
+    plain = (
+        isinstance(student, OneStep)
+        and not is_ours(student.denoiser)
+        and type(student.denoiser.network).__name__ in FAMILIES
+    )
     metadata = ModelCardData(
         license=card["licence"] if card["licence"] != "unknown" else None,
         library_name="diffusers" if plain else "instil",
@@ -282,7 +294,8 @@ def _card(student: Student, folder: Path, card: Mapping[str, Any], lora: bool) -
     elif isinstance(student, OneStep) and plain:
         usage = USAGE.format(folder=folder.name, **_arguments(student))
     else:
-        factory = f', factory="{student.factory}"' if isinstance(student, GAN) else ""
+        named = student.factory if isinstance(student, GAN) else _factory(card)
+        factory = f', factory="{named}"' if named else ""
         usage = OWN_USAGE.format(folder=folder.name, factory=factory)
     origin = "Distilled"
     if "start" in card:

@@ -24,7 +24,7 @@ def kind_of(model: type[BaseModel]) -> str:
     """The `kind` that names a class in a recipe."""
     if model in _OURS:
         return model.model_fields["kind"].default
-    return f"{model.__module__}:{model.__qualname__}"
+    return own.name_of(model)
 
 
 class OneOf:

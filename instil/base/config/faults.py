@@ -89,7 +89,7 @@ def _walk(
     kinds: dict[str, type[BaseModel]] = {}
     known, path = list(fields), []
     for part in location:
-        if part in kinds or (kinds and own.NAME.fullmatch(str(part))):
+        if part in kinds or (kinds and own.is_name(str(part))):
             fields, kinds = (kinds.get(str(part)) or own.load(str(part))).model_fields, {}
             known = list(fields)
             continue
