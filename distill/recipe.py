@@ -12,11 +12,12 @@ from pydantic import (
 )
 
 from distill.divergences import Divergences, SiD
-from eval.quality.protocol import Protocol
+from eval.quality.evaluation import Evaluation
 from instil.base.config import Choice, Config, OneOf
-from instil.base.config.fields import Location, RunName, Seed
+from instil.base.config.fields import Location, Seed
 from instil.base.levels import KarrasUniform, Levels
 from instil.base.optimizer import Adam
+from instil.base.runs.recipe import RunRecipe
 from instructors.conditions.conditioning import Blending, Conditioning
 from instructors.lora import Lora
 from students.source import Source
@@ -153,11 +154,10 @@ class Method(Config):
     train: Train = Train()
 
 
-class Recipe(Method):
+class Recipe(RunRecipe, Method):
     """A whole run: a method, what it is applied to, and what is kept of it.
 
     Attributes:
-        name: Of the run's folder.
         instructor: As `instructors.load.load` takes it; fake and student are copies of it.
         preflight: A file of `python -m eval preflight`; what it settles replaces what the recipe
             says, and is replaced by the command line.
@@ -166,26 +166,17 @@ class Recipe(Method):
         blend: Further instructors.
         student: What is trained.
         evaluation: How samples are judged.
-        output: Folder of all runs.
-        log_every: Updates between two lines of numbers.
-        save_every: Updates between two checkpoints.
-        keep: Checkpoints kept.
         pictures_every: Updates between two grids of samples.
         trackers: Such as tensorboard, wandb, trackio.
     """
 
-    name: RunName
     instructor: Location
     preflight: Location | None = None
     side: PositiveInt | None = None
     conditioning: Conditioning = Conditioning()
     blend: Blending | None = None
     student: Students = OneStep()
-    evaluation: Protocol = Protocol()
-    output: Location = "runs"
-    log_every: PositiveInt = 50
-    save_every: PositiveInt = 500
-    keep: PositiveInt = 2
+    evaluation: Evaluation = Evaluation()
     pictures_every: PositiveInt = 500
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
 
@@ -197,10 +188,7 @@ class Recipe(Method):
         "train.checkpointing",
         "train.averages_on",
         "evaluation",
-        "output",
-        "log_every",
-        "save_every",
-        "keep",
+        *RunRecipe.MAY_CHANGE,
         "pictures_every",
         "trackers",
     )
