@@ -14,8 +14,10 @@ from pydantic import (
 from distill.divergences import Divergences, SiD
 from eval.quality.evaluation import Evaluation
 from instil.base.config import Choice, Config, OneOf
+from instil.base.config.fields import Location, Seed
 from instil.base.levels import KarrasUniform, Levels
 from instil.base.optimizer import Adam
+from instil.base.runs.recipe import RunRecipe
 from instructors.conditions.conditioning import Blending, Conditioning
 from instructors.lora import Lora
 from students.source import Source
@@ -39,7 +41,7 @@ class OneStep(StudentSection):
 
     kind: Literal["one_step"] = "one_step"
     sigma: PositiveFloat = 2.5
-    init: str | None = None
+    init: Location | None = None
     lora: Lora | None = None
 
 
@@ -89,7 +91,7 @@ class FakeScore(Config):
     drop: Annotated[float, Field(ge=0, le=1)] = 0.1
     optimizer: Adam = Adam()
     warmup: NonNegativeInt = 0
-    init: str | None = None
+    init: Location | None = None
     lora: Lora | None = None
 
     @property
@@ -128,7 +130,7 @@ class Train(Config):
     channels_last: bool = False
     checkpointing: bool = False
     frozen: Literal["float32", "bf16"] = "float32"
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     averages: Annotated[tuple[NonNegativeFloat, ...], Field(min_length=1)] = (10_000.0, 50_000.0)
     averages_on: Literal["device", "cpu"] = "device"
     rampup: PositiveFloat = 0.05
@@ -152,11 +154,10 @@ class Method(Config):
     train: Train = Train()
 
 
-class Recipe(Method):
+class Recipe(RunRecipe, Method):
     """A whole run: a method, what it is applied to, and what is kept of it.
 
     Attributes:
-        name: Of the run's folder.
         instructor: As `instructors.load.load` takes it; fake and student are copies of it.
         preflight: A file of `python -m eval preflight`; what it settles replaces what the recipe
             says, and is replaced by the command line.
@@ -165,26 +166,17 @@ class Recipe(Method):
         blend: Further instructors.
         student: What is trained.
         evaluation: How samples are judged.
-        output: Folder of all runs.
-        log_every: Updates between two lines of numbers.
-        save_every: Updates between two checkpoints.
-        keep: Checkpoints kept.
         pictures_every: Updates between two grids of samples.
         trackers: Such as tensorboard, wandb, trackio.
     """
 
-    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
-    instructor: str
-    preflight: str | None = None
+    instructor: Location
+    preflight: Location | None = None
     side: PositiveInt | None = None
     conditioning: Conditioning = Conditioning()
     blend: Blending | None = None
     student: Students = OneStep()
     evaluation: Evaluation = Evaluation()
-    output: str = "runs"
-    log_every: PositiveInt = 50
-    save_every: PositiveInt = 500
-    keep: PositiveInt = 2
     pictures_every: PositiveInt = 500
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
 
@@ -196,10 +188,7 @@ class Recipe(Method):
         "train.checkpointing",
         "train.averages_on",
         "evaluation",
-        "output",
-        "log_every",
-        "save_every",
-        "keep",
+        *RunRecipe.MAY_CHANGE,
         "pictures_every",
         "trackers",
     )
