@@ -60,11 +60,11 @@ def main(argv: list[str] | None = None) -> int:
     source, overrides = arguments.recipe, arguments.overrides
     if source and "=" in source:
         source, overrides = None, [source, *overrides]
-    from instructors.training.session import session  # torch takes seconds to import
+    from instructors.training.run import run_training  # torch takes seconds to import
     from instructors.training.train import TrainRecipe
 
     recipe = load_recipe(TrainRecipe, source, overrides, RECIPES)
-    folder = session(recipe, arguments.resume, command_line)
+    folder = run_training(recipe, arguments.resume, command_line)
     note(f"instructor: {folder}")
     return 0
 

@@ -94,12 +94,12 @@ def _train(arguments: argparse.Namespace) -> dict[str, Any]:
     source, overrides = arguments.recipe, arguments.overrides
     if source and "=" in source:
         source, overrides = None, [source, *overrides]
-    from students.gan.session import session  # torch takes seconds to import
+    from students.gan.run import run_training  # torch takes seconds to import
     from students.gan.train import TrainRecipe
 
     recipe = load_recipe(TrainRecipe, source, overrides, RECIPES)
     told = f"python -m students {shlex.join(arguments.words)}"
-    folder = session(recipe, arguments.resume, told)
+    folder = run_training(recipe, arguments.resume, told)
     note(f"student: {folder}")
     return {"student": str(folder)}
 
@@ -114,7 +114,7 @@ def _inspect(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _convert(arguments: argparse.Namespace) -> dict[str, Any]:
-    from students.gan.session import save
+    from students.gan.run import save
     from students.gan.stylegan2 import StyleGAN2
     from students.load import load
 

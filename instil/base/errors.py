@@ -5,6 +5,8 @@ import os
 import sys
 from typing import Protocol
 
+from instil.base.runs import log
+
 LONGEST_LINE, MOST_LINES = 1_000, 30
 
 
@@ -52,6 +54,7 @@ def command(main: Command) -> Command:
             message, code = f"error: {error}", 2
         if os.environ.get("RANK", "0") == "0":
             print(message, file=sys.stderr)  # noqa: T201
+            log.append(message)
         return code
 
     return wrapped

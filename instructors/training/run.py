@@ -31,13 +31,13 @@ samples it by Euler's method.
 """
 
 
-def session(recipe: TrainRecipe, resume: str | None, command: str) -> Path:
+def run_training(recipe: TrainRecipe, resume: str | None, command: str) -> Path:
     """Train as the recipe says.
 
     Args:
-        recipe: What to do.
-        resume: As in `instil.base.runs.run.Run`.
-        command: How it was started, for the card.
+        recipe: The training.
+        resume: The run to continue, or None; see `instil.base.runs.run.Run`.
+        command: The command line that started it, for the card.
 
     Returns:
         The folder of the instructor, in diffusers' own format.
@@ -46,21 +46,21 @@ def session(recipe: TrainRecipe, resume: str | None, command: str) -> Path:
         InstilError: Bad input, before any long work.
         FloatingPointError: Gradients are no longer finite.
     """
-    this, images = training.begin(recipe, fresh, resume)
-    state: Any = this.state
+    run, images = training.begin(recipe, fresh, resume)
+    state: Any = run.state
     began = time.perf_counter()
     condition = labelled(images.labels)
-    for _ in this.follow(train(state, images.pixels, condition, this.recipe, this.accelerator)):
+    for _ in run.follow(train(state, images.pixels, condition, run.recipe, run.accelerator)):
         pass
     denoiser = state.average.module.cpu()
-    about = training.card_facts(this.recipe, images, command) | {
+    about = training.card_facts(run.recipe, images, command) | {
         "seconds": time.perf_counter() - began,
         "low": denoiser.sigma_min,
         "high": denoiser.sigma_max,
         "sigma_data": denoiser.sigma_data,
         "parameters": sum(p.numel() for p in denoiser.parameters()),
     }
-    folder = this.folder / "instructor"
+    folder = run.folder / "instructor"
     on_main(lambda: save_pipeline(denoiser, folder, CARD.format(**about)))
-    finish(this.accelerator)
+    finish(run.accelerator)
     return folder

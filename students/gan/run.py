@@ -32,13 +32,13 @@ A small StyleGAN2 generator after {done:,} updates of its adversarial training: 
 """
 
 
-def session(recipe: TrainRecipe, resume: str | None, command: str) -> Path:
+def run_training(recipe: TrainRecipe, resume: str | None, command: str) -> Path:
     """Train as the recipe says.
 
     Args:
-        recipe: What to do.
-        resume: As in `instil.base.runs.run.Run`.
-        command: How it was started, for the cards.
+        recipe: The training.
+        resume: The run to continue, or None; see `instil.base.runs.run.Run`.
+        command: The command line that started it, for the cards.
 
     Returns:
         The folder of the last student; earlier ones lie beside it, named by their step.
@@ -47,10 +47,10 @@ def session(recipe: TrainRecipe, resume: str | None, command: str) -> Path:
         InstilError: Bad input, before any long work.
         FloatingPointError: Gradients are no longer finite.
     """
-    this, images = training.begin(recipe, fresh, resume)
-    state: Any = this.state
+    run, images = training.begin(recipe, fresh, resume)
+    state: Any = run.state
     began = time.perf_counter()
-    about = training.card_facts(this.recipe, images, command) | {
+    about = training.card_facts(run.recipe, images, command) | {
         "parameters": sum(p.numel() for p in state.generator.parameters()),
     }
 
@@ -58,13 +58,13 @@ def session(recipe: TrainRecipe, resume: str | None, command: str) -> Path:
         facts = about | {"done": state.step, "seconds": time.perf_counter() - began}
         save(state.average.module, folder, CARD.format(title=folder.name, **facts))
 
-    for report in this.follow(train(state, images, this.recipe, this.accelerator)):
-        if report.step in this.recipe.snapshots:
-            folder = this.folder / f"student-{report.step:08d}"
+    for report in run.follow(train(state, images, run.recipe, run.accelerator)):
+        if report.step in run.recipe.snapshots:
+            folder = run.folder / f"student-{report.step:08d}"
             on_main(lambda folder=folder: write(folder))
-    folder = this.folder / "student"
+    folder = run.folder / "student"
     on_main(lambda: write(folder))
-    finish(this.accelerator)
+    finish(run.accelerator)
     return folder
 
 
