@@ -14,6 +14,7 @@ from pydantic import (
 from distill.divergences import Divergences, SiD
 from eval.quality.evaluation import Evaluation
 from instil.base.config import Choice, Config, OneOf
+from instil.base.config.fields import Location, Seed
 from instil.base.levels import KarrasUniform, Levels
 from instil.base.optimizer import Adam
 from instil.base.runs.recipe import RunRecipe
@@ -40,7 +41,7 @@ class OneStep(StudentSection):
 
     kind: Literal["one_step"] = "one_step"
     sigma: PositiveFloat = 2.5
-    init: str | None = None
+    init: Location | None = None
     lora: Lora | None = None
 
 
@@ -90,7 +91,7 @@ class FakeScore(Config):
     drop: Annotated[float, Field(ge=0, le=1)] = 0.1
     optimizer: Adam = Adam()
     warmup: NonNegativeInt = 0
-    init: str | None = None
+    init: Location | None = None
     lora: Lora | None = None
 
     @property
@@ -129,7 +130,7 @@ class Train(Config):
     channels_last: bool = False
     checkpointing: bool = False
     frozen: Literal["float32", "bf16"] = "float32"
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     averages: Annotated[tuple[NonNegativeFloat, ...], Field(min_length=1)] = (10_000.0, 50_000.0)
     averages_on: Literal["device", "cpu"] = "device"
     rampup: PositiveFloat = 0.05
@@ -169,8 +170,8 @@ class Recipe(RunRecipe, Method):
         trackers: Such as tensorboard, wandb, trackio.
     """
 
-    instructor: str
-    preflight: str | None = None
+    instructor: Location
+    preflight: Location | None = None
     side: PositiveInt | None = None
     conditioning: Conditioning = Conditioning()
     blend: Blending | None = None

@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
 from instil.base.config import Config
+from instil.base.config.fields import Location
 
 
 class Conditioning(Config):
@@ -21,7 +22,7 @@ class Conditioning(Config):
 
     labels: tuple[NonNegativeFloat, ...] | None = None
     null_label: Annotated[int, Field(ge=1)] | None = None
-    prompts: str | None = None
+    prompts: Location | None = None
     negative: str = ""
     guidance: NonNegativeFloat = 1.0
 
@@ -35,6 +36,6 @@ class Blending(Config):
         sigmas: Levels between which weights are interpolated; one for constant weights.
     """
 
-    others: Annotated[tuple[str, ...], Field(min_length=1)]
+    others: Annotated[tuple[Location, ...], Field(min_length=1)]
     weights: Annotated[tuple[tuple[float, ...], ...], Field(min_length=1)]
     sigmas: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (1.0,)

@@ -4,28 +4,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+from instil.base.card import model_card
 from instil.base.processes import on_main
 from instil.base.runs import training
 from instil.base.runs.accelerator import finish
 from instructors.denoiser import labelled
 from instructors.training.train import TrainRecipe, fresh, save_pipeline, train
 
-CARD = """---
-library_name: diffusers
-license: apache-2.0
-tags: [diffusion, instil-instructor]
----
-
-# {name}
-
-A small diffusion model with EDM preconditioning: an instructor for distillation.
-
-- Data: `{data}`, {count} images of the shape {shape}, digest {digest}
-- Command: `{command}`
-- Seed {seed}; {steps} updates of {batch} images in {seconds:.0f} seconds
-- Noise levels from {low:g} to {high:g}, sigma_data {sigma_data:g}; {parameters} parameters
-- Machine: {machine}
-
+INTRODUCTION = "A small diffusion model with EDM preconditioning: an instructor for distillation.\n"
+USAGE = """
 `DiffusionPipeline.from_pretrained` of diffusers loads it, and `pipeline(num_inference_steps=36)`
 samples it by Euler's method.
 """
@@ -53,14 +40,24 @@ def run_training(recipe: TrainRecipe, resume: str | None, command: str) -> Path:
     for _ in run.follow(train(state, images.pixels, condition, run.recipe, run.accelerator)):
         pass
     denoiser = state.average.module.cpu()
-    about = training.card_facts(run.recipe, images, command) | {
-        "seconds": time.perf_counter() - began,
-        "low": denoiser.sigma_min,
-        "high": denoiser.sigma_max,
-        "sigma_data": denoiser.sigma_data,
-        "parameters": sum(p.numel() for p in denoiser.parameters()),
-    }
+    seconds, parameters = time.perf_counter() - began, sum(p.numel() for p in denoiser.parameters())
+    lines = training.card_lines(
+        images,
+        command,
+        f"Seed {recipe.seed}; {recipe.steps} updates of {recipe.batch} images in "
+        f"{seconds:.0f} seconds",
+        f"Noise levels from {denoiser.sigma_min:g} to {denoiser.sigma_max:g}, "
+        f"sigma_data {denoiser.sigma_data:g}; {parameters} parameters",
+    )
+    card = model_card(
+        recipe.name,
+        f"{INTRODUCTION}\n{lines}{USAGE}",
+        "apache-2.0",
+        ("diffusion", "instil-instructor"),
+        "diffusers",
+        training.origin(images, command),
+    )
     folder = run.folder / "instructor"
-    on_main(lambda: save_pipeline(denoiser, folder, CARD.format(**about)))
+    on_main(lambda: save_pipeline(denoiser, folder, card))
     finish(run.accelerator)
     return folder

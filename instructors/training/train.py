@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from instil.base import data
 from instil.base.average import Average
 from instil.base.config import Config
+from instil.base.config.fields import Location, RunName
 from instil.base.draws import Draws, library_seed
 from instil.base.errors import InstilError
 from instil.base.files import appearing
@@ -121,8 +122,8 @@ class TrainRecipe(RunRecipe, Training):
         sigma_max: The largest noise level.
     """
 
-    name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = "instructor"
-    data: str
+    name: RunName = "instructor"
+    data: Location
     network: UNet = UNet()
     sigma_min: PositiveFloat = 0.002
     sigma_max: PositiveFloat = 80.0

@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from instil.base.card import model_card
 from instil.base.files import appearing
 from instil.base.processes import on_main
 from instil.base.runs import training
@@ -11,22 +12,10 @@ from instil.base.runs.accelerator import finish
 from students.gan.stylegan2 import StyleGAN2
 from students.gan.train import TrainRecipe, fresh, train
 
-CARD = """---
-library_name: instil
-license: apache-2.0
-tags: [gan, instil-student]
----
-
-# {title}
-
+INTRODUCTION = """\
 A small StyleGAN2 generator after {done:,} updates of its adversarial training: something to refine.
-
-- Data: `{data}`, {count} images of the shape {shape}, digest {digest}
-- Command: `{command}`
-- Seed {seed}; {done} updates of {batch} images in {seconds:.0f} seconds
-- {parameters:,} parameters; the average with a half-life of {average:g} images
-- Machine: {machine}
-
+"""
+USAGE = """
 `python -m students sample FOLDER --seeds 0-63 --grid out.png` draws it,
 `accelerate launch -m distill digits-gan student.weights=FOLDER` refines it without data.
 """
@@ -50,13 +39,26 @@ def run_training(recipe: TrainRecipe, resume: str | None, command: str) -> Path:
     run, images = training.begin(recipe, fresh, resume)
     state: Any = run.state
     began = time.perf_counter()
-    about = training.card_facts(run.recipe, images, command) | {
-        "parameters": sum(p.numel() for p in state.generator.parameters()),
-    }
+    parameters = sum(p.numel() for p in state.generator.parameters())
 
     def write(folder: Path) -> None:
-        facts = about | {"done": state.step, "seconds": time.perf_counter() - began}
-        save(state.average.module, folder, CARD.format(title=folder.name, **facts))
+        seconds = time.perf_counter() - began
+        lines = training.card_lines(
+            images,
+            command,
+            f"Seed {recipe.seed}; {state.step} updates of {recipe.batch} images in "
+            f"{seconds:.0f} seconds",
+            f"{parameters:,} parameters; the average with a half-life of {recipe.average:g} images",
+        )
+        card = model_card(
+            folder.name,
+            f"{INTRODUCTION.format(done=state.step)}\n{lines}{USAGE}",
+            "apache-2.0",
+            ("gan", "instil-student"),
+            "instil",
+            training.origin(images, command),
+        )
+        save(state.average.module, folder, card)
 
     for report in run.follow(train(state, images, run.recipe, run.accelerator)):
         if report.step in run.recipe.snapshots:

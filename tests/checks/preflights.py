@@ -7,8 +7,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from distill.__main__ import _recipe
+from distill.__main__ import _layers
 from distill.preflight import check
+from distill.recipe import Recipe
+from instil.base.config.recipes import resolve
 from instructors.sources import network_folder, weights_hash
 from tests.checks.mutations import json_bytes, warp
 
@@ -68,6 +70,6 @@ def case(start: int, number: int, folder: Path) -> Callable[[], Any]:
     where = dice.choice((str(path),) * 12 + (str(folder), str(folder / "none.json"), "x" * 300))
 
     def read() -> None:
-        check(_recipe(["digits", f"preflight={where}"], None))
+        check(resolve(Recipe, _layers("digits", [f"preflight={where}"], None)))
 
     return read

@@ -151,7 +151,7 @@ def case(start: int, number: int, folder: Path) -> Callable[[], Any]:
     if way < 0.45:
         path.write_bytes(_yaml(value))
     elif way < 0.6:
-        shipped = dice.choice(sorted(RECIPES.glob("*.yaml")))
+        shipped = dice.choice(sorted(RECIPES.rglob("*.yaml")))
         path.write_bytes(damage(shipped.read_bytes(), dice))
     elif way < 0.7:
         path.write_bytes(damage(_yaml(value), dice))

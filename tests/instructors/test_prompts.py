@@ -20,6 +20,7 @@ from eval.quality.evaluation import Evaluation
 from eval.quality.evaluator import Evaluator
 from instil.base import data
 from instil.base.checkpoint import write_tensors
+from instil.base.config.recipes import named_recipes
 from instil.base.errors import InstilError
 from instructors.conditions.conditioning import Conditioning
 from instructors.conditions.prompts import encode, read_prompts
@@ -152,7 +153,7 @@ STAND_INS = {
 
 @pytest.mark.parametrize("recipe", STAND_INS)
 def test_recipes_fit_their_families(recipe, tiny_pipeline, prompts, tmp_path):
-    text = (RECIPES / f"{recipe}.yaml").read_text()
+    text = named_recipes(RECIPES)[recipe].read_text()
     assert text.splitlines()[0] == "# not yet run by us"
     kind = STAND_INS[recipe]
     words = [recipe, f"instructor={tiny_pipeline(kind)}", "--dry-run"]
