@@ -18,10 +18,10 @@ import students.load
 from instructors.nvidia.convert import convert
 from students.gan.run import save
 from students.source import Source
-from tests.checks.crafted import CORPUS, dumped, persistent
-from tests.checks.mutations import damage, warp
+from tests.checks.hostile.crafted import CORPUS, dumped, persistent
+from tests.checks.hostile.mutations import damage, warp
 
-GOLDEN = Path(__file__).parents[2] / "tests" / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 KINDS = ("edm", "edm2", "stylegan2")
 
 

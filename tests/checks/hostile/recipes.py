@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from distill.__main__ import RECIPES
 from distill.recipe import Recipe
 from instil.base.config import load_recipe
-from tests.checks.mutations import JUNK, damage
+from tests.checks.hostile.mutations import JUNK, damage
 
 BATCH = 50  # drawn in one go; a case is the same whatever range it is asked for in
 Strategy = st.SearchStrategy[Any]

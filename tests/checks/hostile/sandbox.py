@@ -30,7 +30,7 @@ from instil.base.errors import InstilError, one_message
 SECONDS, BYTES = 5.0, 512 << 20
 ADDRESSES = 2 * BYTES  # more than memory: a file that is mapped takes addresses alone
 PATIENCE = 60.0  # of the parent, for what waits and does not compute
-ROOT = f"{Path(__file__).parents[2]}/"
+ROOT = f"{Path(__file__).parents[3]}/"
 
 # Writes a hostile input into a folder and returns what reads it.
 Case = Callable[[int, Path], Callable[[], Any]]

@@ -19,8 +19,8 @@ from instil.base import checkpoint
 from students.gan.run import save
 from students.gan.stylegan2 import StyleGAN2
 from students.source import Source
-from tests.checks.mutations import damage, json_bytes
-from tests.checks.sandbox import scratch
+from tests.checks.hostile.mutations import damage, json_bytes
+from tests.checks.hostile.sandbox import scratch
 
 DTYPES = (
     "F64",

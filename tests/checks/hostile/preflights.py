@@ -12,7 +12,7 @@ from distill.preflight import check
 from distill.recipe import Recipe
 from instil.base.config.recipes import resolve
 from instructors.sources import network_folder, weights_hash
-from tests.checks.mutations import json_bytes, warp
+from tests.checks.hostile.mutations import json_bytes, warp
 
 
 @functools.cache

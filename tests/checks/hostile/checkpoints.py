@@ -18,9 +18,9 @@ from instil.base import checkpoint
 from instil.base.runs.accelerator import accelerator_for
 from instil.base.runs.monitor import METRICS
 from instil.base.runs.run import RECIPE, Run
-from tests.checks.headers import lie
-from tests.checks.mutations import damage, json_bytes
-from tests.checks.sandbox import scratch
+from tests.checks.hostile.headers import lie
+from tests.checks.hostile.mutations import damage, json_bytes
+from tests.checks.hostile.sandbox import scratch
 
 FACTS = {"instructor_sha256": "0123456789ab"}
 

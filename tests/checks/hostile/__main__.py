@@ -16,8 +16,8 @@ from typing import Any
 from benchmarks.harness import Rows, command
 from instil.base.errors import InstilError
 from instil.base.runs.monitor import note
-from tests.checks import checkpoints, headers, images, pickles, preflights, recipes
-from tests.checks.sandbox import Case, Outcome, hunt
+from tests.checks.hostile import checkpoints, headers, images, pickles, preflights, recipes
+from tests.checks.hostile.sandbox import Case, Outcome, hunt
 
 # By kind: what makes a case of a seed, a number and a folder.
 KINDS: dict[str, Callable[..., Any]] = {

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from instil.base import data
-from tests.checks.mutations import damage
+from tests.checks.hostile.mutations import damage
 
 MODES = ("L", "RGB", "RGBA", "LA", "P", "1", "CMYK", "YCbCr", "I;16", "I", "F", "HSV", "LAB")
 FORMATS = ("png", "jpeg", "bmp", "webp", "tiff", "gif")
