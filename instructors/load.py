@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from huggingface_hub import metadata_load
 
+from instil.base.card import metadata
 from instil.base.config import own
 from instil.base.errors import InstilError
 from instil.base.files import cache_folder
@@ -190,8 +189,5 @@ def _codec(family: Family, denoiser: Adapter, folder: Path, weights: bool) -> Co
 
 def _licence(folder: Path) -> str:
     """As the model card says; a card that cannot be read says nothing."""
-    try:
-        licence = (metadata_load(folder / "README.md") or {}).get("license")
-    except (OSError, ValueError, yaml.YAMLError):
-        licence = None
+    licence = metadata(folder).get("license")
     return licence if isinstance(licence, str) else "unknown"

@@ -6,6 +6,8 @@ import sys
 import traceback
 from typing import Protocol
 
+from instil.base.runs import log
+
 LONGEST_LINE, MOST_LINES = 1_000, 30
 DEBUG = "--debug"
 
@@ -57,6 +59,7 @@ def command(main: Command) -> Command:
             caught, message, code = error, f"error: {error}", 2
         if os.environ.get("RANK", "0") == "0":
             print(message, file=sys.stderr)  # noqa: T201
+            log.append(message)
             if debug:
                 traceback.print_exception(_with_causes(caught))
         return code

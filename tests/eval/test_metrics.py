@@ -219,6 +219,7 @@ def test_statistics_are_a_reference_for_inception_only(tmp_path, extractor):
         metrics.load_reference(str(path), inception)
 
 
+@pytest.mark.slow
 def test_a_trained_extractor_is_registered_by_its_weights(tmp_path):
     path = tmp_path / "mine.safetensors"
     images = data.load("digits:extractor:0-2")

@@ -16,6 +16,7 @@ from instil.base.config import validate
 from instil.base.errors import InstilError
 from instil.base.files import write_text
 from instil.base.processes import on_main
+from instil.base.runs import log
 from instil.base.runs.monitor import METRICS, Monitor, new_folder, note
 
 RECIPE = "recipe.yaml"
@@ -78,6 +79,8 @@ class Run:
         if found is not None:
             checkpoint.restore(found, state.modules(), state.optimizers())
             state.step = checkpoint.read_meta(found)["step"]
+        if accelerator.is_main_process:
+            log.keep(self.folder)
         self.monitor = Monitor(self.folder, steps, state.step, batch, accelerator.is_main_process)
         on_main(self._write_recipe)  # of a run that is refused, the recipe stays as it is
         if found is None:

@@ -384,7 +384,7 @@ def test_autocast_and_the_compiler_understand_the_network(checkpoint, name):
     [
         ("cifar10-edm-uncond", "song-positional-standard-standard-4"),
         ("cifar10-edm-cond", "edm-fp16"),
-        ("imagenet64-edm", "adm-edm"),
+        pytest.param("imagenet64-edm", "adm-edm", marks=pytest.mark.slow),
     ],
 )
 def test_recipes_are_built_on_a_stand_in(checkpoint, tmp_path, capsys, recipe, name):

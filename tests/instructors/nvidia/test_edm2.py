@@ -294,6 +294,7 @@ def test_from_a_snapshot_to_a_student_that_is_read_again(checkpoint, autoencoder
     assert torch.equal(*images)
 
 
+@pytest.mark.slow
 def test_autocast_and_the_compiler_understand_the_network():
     denoiser = tiny()
     noisy, sigma = torch.randn(4, 4, 8, 8), torch.tensor([0.01, 0.5, 2.0, 50.0])
