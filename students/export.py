@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ from instructors.adapters.exploding import ScoreVE
 from instructors.adapters.flow import Flow
 from instructors.adapters.folder import is_ours, save
 from instructors.adapters.karras import Karras
+from instructors.adapters.own import OwnNetwork
 from instructors.denoiser import Denoiser
 from instructors.families import FAMILIES
 from instructors.low_rank import adapters, merged, portable
 from students.few_step import FewStep
 from students.gan.generator import GAN
 from students.one_step import OneStep
+from students.own import save_weights
 from students.pretrained import Pretrained
 from students.student import Student
 
@@ -43,10 +46,9 @@ images = pipeline({arguments}num_inference_steps=1{further}).images
 """
 # Diffusers has no class for this student.
 OWN_USAGE = """\
-from students.load import load
-from students.source import Source
+import instil
 
-student = load(Source(weights="{folder}"{factory}))
+student = instil.load_student("{folder}"{factory})
 images = student.sample(seeds=range(16))
 """
 ADAPTERS = "pytorch_lora_weights.safetensors"  # diffusers' name
@@ -73,11 +75,12 @@ def export(
     """
     loader = _lora_loader(student, pipeline)
     write = _lora_writer(student, loader) if loader else _writer(student, pipeline)
-    with appearing(folder) as partial:
-        write(partial)
-        _card(student, folder, card, bool(loader)).save(partial / "README.md")
+    with appearing(folder) as place:
+        write(place)
+        _card(student, folder, card, bool(loader)).save(place / "README.md")
         if levels := _levels(student):
-            write_json(partial / LEVELS, {"sigmas": levels})
+            made = {"instructor": card["instructor"]} if _is_of_the_user(student) else {}
+            write_json(place / LEVELS, {"sigmas": levels} | made)
 
 
 def _lora_loader(student: Student, pipeline: Path | None) -> Any:
@@ -114,6 +117,8 @@ def _writer(student: Student, pipeline: Path | None) -> Callable[[Path], Any]:
     denoiser = student.denoiser if isinstance(student, OneStep | FewStep) else None
     if denoiser is not None and adapters(denoiser):
         denoiser = merged(denoiser)
+    if denoiser is not None and _is_of_the_user(student):
+        return partial(save_weights, denoiser=denoiser)
     if denoiser is not None and is_ours(denoiser):
         return lambda folder: _save_own(folder, denoiser, pipeline)
     network: Any = getattr(denoiser, "network", None)
@@ -139,6 +144,12 @@ def _save_own(folder: Path, denoiser: Denoiser, pipeline: Path | None) -> None:
     save(folder, denoiser)
     if pipeline and (pipeline / "vae").is_dir():
         shutil.copytree(pipeline / "vae", folder / "vae")
+
+
+def _is_of_the_user(student: Student) -> bool:
+    """Whether only the user's own code can make the student's denoiser."""
+    kind = type(student.denoiser) if isinstance(student, OneStep | FewStep) else Student
+    return kind is OwnNetwork or not kind.__module__.startswith(("instructors.", "students."))
 
 
 def _levels(student: Student) -> tuple[float, ...]:
@@ -268,7 +279,8 @@ def _arguments(student: OneStep | FewStep) -> dict[str, str]:
 
 
 def _card(student: Student, folder: Path, card: Mapping[str, Any], lora: bool) -> ModelCard:
-    plain = isinstance(student, OneStep) and not is_ours(student.denoiser)
+    own = _is_of_the_user(student)
+    plain = isinstance(student, OneStep) and not own and not is_ours(student.denoiser)
     metadata = ModelCardData(
         license=card["licence"] if card["licence"] != "unknown" else None,
         library_name="diffusers" if plain else "instil",
@@ -282,14 +294,15 @@ def _card(student: Student, folder: Path, card: Mapping[str, Any], lora: bool) -
     elif isinstance(student, OneStep) and plain:
         usage = USAGE.format(folder=folder.name, **_arguments(student))
     else:
-        factory = f', factory="{student.factory}"' if isinstance(student, GAN) else ""
+        made = student.factory if isinstance(student, GAN) else card["instructor"]
+        factory = f', factory="{made}"' if own or isinstance(student, GAN) else ""
         usage = OWN_USAGE.format(folder=folder.name, factory=factory)
     origin = "Distilled"
     if "start" in card:
         origin = f"`{card['start']}` (its licence holds as well) refined"
     levels = ", ".join(f"{sigma:g}" for sigma in _levels(student))
     steps = f"at sigma {levels}" if levels else "per image"
-    if isinstance(student, FewStep):
+    if isinstance(student, FewStep) and not own:
         steps += "; plain diffusers loads it as well and takes the first of them alone"
     figures = "\n".join(f"| {name} | {value} |" for name, value in card["figures"].items())
     return ModelCard(

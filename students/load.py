@@ -24,6 +24,7 @@ from students.few_step import FewStep
 from students.gan.generator import GAN, make
 from students.gan.stylegan2 import StyleGAN2
 from students.one_step import OneStep
+from students.own import load_denoiser
 from students.pretrained import CONFIG, Pretrained, build, load_weights, match
 from students.source import Source
 from students.student import Student
@@ -33,9 +34,15 @@ KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (StyleGAN2, Coupl
 
 
 class Read(Config):
-    """`student.json` of an exported pipeline: the noise levels it is read at, falling."""
+    """`student.json` of an exported student.
+
+    Attributes:
+        sigmas: Noise levels that the denoiser is read at, falling.
+        instructor: Factory of the denoiser, where that is of the user's own code.
+    """
 
     sigmas: Annotated[tuple[PositiveFloat, ...], Field(min_length=1, max_length=1000)]
+    instructor: str | None = None
 
 
 def zoo() -> list[str]:
@@ -206,8 +213,12 @@ def _load_folder(folder: Path, factory: str | None) -> Student:
             "instructor loads them"
         )
     if (folder / LEVELS).exists():
-        denoiser = instructors.load.load(str(folder)).denoiser
-        first, *others = validate(Read, read_json(folder / LEVELS)).sigmas
+        read = validate(Read, read_json(folder / LEVELS))
+        if read.instructor:
+            denoiser = load_denoiser(folder, factory, read.instructor)
+        else:
+            denoiser = instructors.load.load(str(folder)).denoiser
+        first, *others = read.sigmas
         first = min(first, denoiser.sigma_max)  # which a schedule's float32 may have rounded down
         student = FewStep(denoiser, [first, *others]) if others else OneStep(denoiser, first)
         return student.eval()
