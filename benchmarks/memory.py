@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from benchmarks.authors_loop import AuthorsLoop
 from benchmarks.harness import Rows, command
 from distill.__main__ import RECIPES
-from distill.build import prepared
+from distill.build import load_instructor
 from distill.cost.alive import Alive
 from distill.cost.rehearsal import CPU, Rehearsal, drop_values
 from distill.recipe import Recipe
@@ -37,7 +37,7 @@ SCHEMES = {
 
 def authors(recipe: Recipe, images: int) -> int:
     """Bytes of the authors' scheme when most are alive, in its second update."""
-    instructor = prepared(recipe, CPU, weights=False)
+    instructor = load_instructor(recipe, CPU, weights=False)
     base = instructor.denoiser.base()
     loop = AuthorsLoop(base, images, prior=instructor.prior)
     mode, known = FakeTensorMode(allow_non_fake_inputs=True), dict[Tensor, Any]()

@@ -24,7 +24,7 @@ from accelerate.state import AcceleratorState
 from benchmarks.authors_loop import AuthorsLoop
 from benchmarks.harness import Rows, command, paired
 from distill.__main__ import RECIPES
-from distill.build import build, full_copy, prepared
+from distill.build import build, full_copy, load_instructor
 from distill.divergences import IKL
 from distill.recipe import FakeScore, Method, Recipe, Train
 from distill.trainer import State, train
@@ -111,7 +111,7 @@ def refinement() -> tuple[Any, Any]:
     accelerator = Accelerator(mixed_precision="no")
     words = ["fake.warmup=0", f"train.steps={10**9}"]
     recipe = load_recipe(Recipe, "digits-gan", words, RECIPES)
-    instructor = prepared(recipe, accelerator.device)
+    instructor = load_instructor(recipe, accelerator.device)
     state = build(recipe, instructor)
     refined = train(state, instructor.denoiser, recipe, accelerator, instructor.prior)
     words = [f"batch={recipe.train.batch}", f"steps={10**9}"]

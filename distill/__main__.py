@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from distill.preflight import check, read, settle
+from distill.preflight import check, overrides_from, read
 from distill.recipe import RECIPES, Recipe
 from instil.base.config import load_recipe, recipe_names
 from instil.base.errors import InstilError, command
@@ -49,12 +49,12 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if arguments.resume is None:
         check(recipe)
-    from distill.session import session  # torch and diffusers take seconds to import
+    from distill.distillation import Distillation  # torch and diffusers take seconds to import
     from instil.base.runs.report import write_json
 
     if arguments.dry_run:
         return _dry_run(recipe, arguments)
-    report = session(recipe, arguments.resume)
+    report = Distillation(recipe, arguments.resume).finish()
     if arguments.json and os.environ.get("RANK", "0") == "0":
         write_json(arguments.json, report)
     return 0
@@ -76,7 +76,7 @@ def _recipe(words: list[str], resume: str | None) -> Recipe:
     if recipe.preflight is None or resume is not None:
         return recipe
     before = load_recipe(Recipe, source, [f"preflight={recipe.preflight}"], RECIPES)
-    settled = settle(before, read(recipe.preflight))
+    settled = overrides_from(before, read(recipe.preflight))
     print(f"from {recipe.preflight}: {', '.join(settled) or 'nothing to change'}")
     return load_recipe(Recipe, source, [*settled, *changes], RECIPES)
 

@@ -1,4 +1,4 @@
-"""From a recipe to the networks of a run: instructor, student, fake score."""
+"""Builds the networks of a run from its recipe: instructor, student, fake score."""
 
 import copy
 
@@ -23,27 +23,66 @@ from students.one_step import OneStep
 from students.student import Student
 
 
-def build(recipe: Recipe, instructor: Instructor, fresh: bool = True) -> State:
-    """The state before the first update; arguments and errors are those of `networks`."""
-    return State.fresh(*networks(recipe, instructor, fresh), recipe)
+def load_instructor(
+    recipe: Recipe,
+    device: torch.device,
+    weights: bool = True,
+    instructor: Instructor | Denoiser | None = None,
+) -> Instructor:
+    """The recipe's instructor: loaded, blended, guided.
+
+    Args:
+        recipe: Names it, and what it is conditioned on.
+        device: Where networks run.
+        weights: False leaves networks on the meta device, with shapes alone.
+        instructor: Used instead of what `recipe.instructor` names.
+
+    Raises:
+        InstilError: The recipe does not fit the instructor, or its samples are no images.
+    """
+    source = recipe.instructor if instructor is None else instructor
+    if isinstance(source, Denoiser):
+        source = Instructor.of(source, recipe.instructor)
+    prepared = prepare(source, recipe.conditioning, recipe.blend, recipe.side, device, weights)
+    if recipe.evaluation.clip and not prepared.prior.prompts:
+        raise InstilError("evaluation.clip: this instructor has no prompts; leave it out")
+    channels, *_ = prepared.codec.image_shape(prepared.denoiser.shape)
+    if channels not in (1, 3):
+        raise InstilError(
+            f"{recipe.instructor}: samples of {channels} channels are no images, and there is no "
+            "vae/ beside the network; expected a whole pipeline"
+        )
+    return prepared
 
 
-def networks(
-    recipe: Recipe, instructor: Instructor, fresh: bool = True
+def build(
+    recipe: Recipe, instructor: Instructor, fresh: bool = True, student: Student | None = None
+) -> State:
+    """The state before the first update; arguments and errors are those of `build_networks`."""
+    return State.fresh(*build_networks(recipe, instructor, fresh, student), recipe)
+
+
+def build_networks(
+    recipe: Recipe, instructor: Instructor, fresh: bool = True, student: Student | None = None
 ) -> tuple[Student, Denoiser]:
     """Student and fake score: the fake, and most students, are copies of the instructor.
 
     Args:
-        recipe: What to build.
-        instructor: What to copy.
-        fresh: Whether the state starts a run, and so from `student.init` and `fake.init`; a
-            resumed run does not need these files any more.
+        recipe: Describes both.
+        instructor: The network to copy; its memory is arranged as the recipe says.
+        fresh: Whether the run starts here, and so from `student.init` and `fake.init`; a resumed
+            run does not need these files any more.
+        student: Trained, in place, instead of what `recipe.student` describes.
 
     Raises:
-        InstilError: The recipe does not fit the instructor, or the weights named in it do not.
+        InstilError: The recipe does not fit the instructor, or the weights it names do not fit.
     """
-    student = _student(recipe, instructor)
-    fake = copy_of(instructor.denoiser, recipe.fake.lora, recipe.train.seed, "fake.lora")
+    denoiser = instructor.denoiser
+    if student is None:
+        student = _student(recipe, denoiser)
+    else:
+        student = _adopted(student, denoiser, type(student).__name__)
+    fake = copy_of(denoiser, recipe.fake.lora, recipe.train.seed, "fake.lora")
     if recipe.fake.guidance != 1:
         try:
             fake.null(1)
@@ -53,51 +92,35 @@ def networks(
         warm_start(student, recipe.student.init, "student")
     if fresh and recipe.fake.init:
         warm_start(fake, recipe.fake.init, "fake")
-    parts = (instructor.denoiser, fake, student)
-    if recipe.train.frozen == "bf16":
-        if recipe.train.precision == "no":
-            raise InstilError("train.frozen: bf16 needs train.precision=bf16")
-        for each in parts:
-            halve_frozen(each)
-    if recipe.train.checkpointing:  # the trainer does it again; here it is refused in time
-        for each in parts:
-            recompute_activations(each)
+    if recipe.train.frozen == "bf16" and recipe.train.precision == "no":
+        raise InstilError("train.frozen: bf16 needs train.precision=bf16")
+    for module in (denoiser, fake, student):
+        if recipe.train.frozen == "bf16":
+            halve_frozen(module)
+        if recipe.train.checkpointing:
+            recompute_activations(module)
     return student, fake
 
 
-def prepared(recipe: Recipe, device: torch.device, weights: bool = True) -> Instructor:
-    """The recipe's instructor; without weights, its shapes alone, on the meta device.
-
-    Raises:
-        InstilError: The recipe does not fit it, or its samples cannot be seen.
-    """
-    found = prepare(
-        recipe.instructor, recipe.conditioning, recipe.blend, recipe.side, device, weights
-    )
-    if recipe.evaluation.clip and not found.prior.prompts:
-        raise InstilError("evaluation.clip: this instructor has no prompts; leave it out")
-    channels, *_ = found.codec.image_shape(found.denoiser.shape)
-    if channels not in (1, 3):
-        raise InstilError(
-            f"{recipe.instructor}: samples of {channels} channels are no images, and there is no "
-            "vae/ beside the network; expected a whole pipeline"
-        )
-    return found
+def _student(recipe: Recipe, instructor: Denoiser) -> Student:
+    """The student that the recipe describes."""
+    described = recipe.student
+    if isinstance(described, OneStepRecipe | FewStepRecipe):
+        copied = copy_of(instructor, described.lora, recipe.train.seed, "student.lora")
+        if isinstance(described, OneStepRecipe):
+            return OneStep(copied, described.sigma)
+        return FewStep(copied, described.sigmas).train()
+    if not isinstance(described, Generator):
+        raise InstilError(f"student: a {type(described).__name__} is not known to distill")
+    return _adopted(load_student(described), instructor, described.weights)
 
 
-def _student(recipe: Recipe, instructor: Instructor) -> Student:
-    what = recipe.student
-    if isinstance(what, OneStepRecipe | FewStepRecipe):
-        mine = copy_of(instructor.denoiser, what.lora, recipe.train.seed, "student.lora")
-        if isinstance(what, OneStepRecipe):
-            return OneStep(mine, what.sigma)
-        return FewStep(mine, what.sigmas).train()
-    if not isinstance(what, Generator):
-        raise InstilError(f"student: a {type(what).__name__} is not known to distill")
-    device = next(instructor.denoiser.parameters()).device
-    student = load_student(what).to(device)
+def _adopted(student: Student, instructor: Denoiser, name: str) -> Student:
+    """A generator that was not copied from the instructor, ready for training."""
+    device = next(instructor.parameters()).device
+    student = student.to(device)
     if device.type != "meta":  # a plan's instructor makes no images to compare with
-        check(student, instructor.denoiser, what.weights)
+        check(student, instructor, name)
     return student.requires_grad_(True).train()  # running statistics follow as they did
 
 
@@ -107,15 +130,15 @@ def full_copy(instructor: Denoiser) -> Denoiser:
 
 
 def copy_of(instructor: Denoiser, lora: Lora | None, seed: int, key: str) -> Denoiser:
-    """What a fake score, or a student, starts from: a full copy, or adapters on shared weights.
+    """A fake score or a student before training: a full copy, or adapters on shared weights.
 
     Args:
-        instructor: Copied.
+        instructor: The network to copy.
         lora: The adapters; None for a full copy.
-        seed: Of the adapters.
-        key: Of the recipe, for messages.
+        seed: The seed of the adapters' initial weights.
+        key: The recipe's key, for messages.
 
     Raises:
-        InstilError: As `shared_copy`.
+        InstilError: The adapters do not fit the network; see `shared_copy`.
     """
     return shared_copy(instructor, lora, seed, key) if lora else full_copy(instructor)

@@ -57,7 +57,7 @@ def read(path: str) -> Settings:
     return found.replace(instructor=str(beside)) if is_dir(beside) else found
 
 
-def settle(recipe: Recipe, found: Settings) -> list[str]:
+def overrides_from(recipe: Recipe, found: Settings) -> list[str]:
     """What a preflight changes in a recipe, as `key=value`; nothing where it agrees.
 
     The noise level of training is raised to T_eps where it does not reach it, and never lowered:

@@ -1,5 +1,6 @@
 """`load(source)`: a folder, an embedded name or a hub id becomes an `Instructor`."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -11,6 +12,7 @@ import yaml
 from huggingface_hub import metadata_load
 
 from instil.base.errors import InstilError
+from instil.base.files import cache_folder
 from instil.base.untrusted import read_json
 from instructors.adapters.exploding import ScoreVE
 from instructors.adapters.folder import from_config
@@ -30,7 +32,7 @@ class Card:
 
     Attributes:
         source: As the user named it.
-        folder: Where its files lie.
+        folder: The folder of its files; of an instructor made in memory, one for its figures.
         licence: As its model card says, or "unknown".
         sha256: Of its weights; twelve hexadecimal digits, or none where none were read.
     """
@@ -56,6 +58,23 @@ class Instructor:
     card: Card
     codec: Codec = field(default_factory=Codec)
     prior: Prior = field(default_factory=Prior)
+
+    @classmethod
+    def of(cls, denoiser: Denoiser, name: str) -> "Instructor":
+        """An instructor made of a denoiser in memory, frozen, with samples that are images.
+
+        Args:
+            denoiser: Frozen in place, and in eval mode from here on.
+            name: What cards and messages call it.
+        """
+        sha = hashlib.sha256(type(denoiser).__name__.encode())
+        for key, tensor in denoiser.state_dict().items():
+            sha.update(key.encode())
+            sha.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        weights = sha.hexdigest()[:12]
+        card = Card(name, cache_folder() / weights, "unknown", weights)
+        frozen = denoiser.eval().requires_grad_(False)
+        return cls(frozen, card, prior=labels(denoiser.classes))
 
 
 def load(source: str, side: int | None = None, weights: bool = True) -> Instructor:

@@ -18,7 +18,7 @@ from instructors.load import Instructor, load
 
 
 def prepare(
-    source: str,
+    source: str | Instructor,
     conditioning: Conditioning,
     blending: Blending | None = None,
     side: int | None = None,
@@ -28,7 +28,7 @@ def prepare(
     """Load an instructor and apply what the recipe says of it.
 
     Args:
-        source: As `instructors.load.load` takes it.
+        source: A name, folder or hub id for `instructors.load.load`, or a loaded instructor.
         conditioning: What is asked for.
         blending: Further instructors.
         side: Height and width of its samples, for networks that take any.
@@ -41,7 +41,11 @@ def prepare(
     Raises:
         InstilError: The model cannot do what is asked.
     """
-    instructor = load(source, side, weights)
+    if isinstance(source, Instructor) and side:
+        raise InstilError(
+            f"side: {source.card.source} is loaded already; leave side out, or load it with side"
+        )
+    instructor = source if isinstance(source, Instructor) else load(source, side, weights)
     denoiser, card = instructor.denoiser, instructor.card
     hashes = [card.sha256]
     if denoiser.text:
@@ -55,7 +59,7 @@ def prepare(
             if not instructor.codec.same_space(other.codec):
                 raise InstilError(
                     f"blend: samples of {other.card.source} are made into images by another codec "
-                    f"than those of {source}; blend instructors of one space"
+                    f"than those of {card.source}; blend instructors of one space"
                 )
             _set_null_label(other.denoiser, conditioning.null_label)
         all_of_them = [denoiser, *(other.denoiser for other in others)]

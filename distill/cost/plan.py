@@ -58,7 +58,7 @@ def plan(
         InstilError: The recipe does not fit its instructor, or no micro-batch `train.memory`.
     """
     rehearsal = Rehearsal(recipe)
-    recipe = within(recipe, processes, rehearsal)
+    recipe = fit_memory(recipe, processes, rehearsal)
     state, instructor, train = rehearsal.state, rehearsal.instructor, recipe.train
     base, evaluations = instructor.denoiser.base(), instructor.denoiser.evaluations
     facts: dict[str, Any] = {
@@ -94,7 +94,7 @@ def memory(recipe: Recipe, processes: int, rehearsal: Rehearsal) -> dict[str, An
     return {"peak": peak, "fixed": peak - slope * images, "per_image": slope, "parts": parts}
 
 
-def within(recipe: Recipe, processes: int, rehearsal: Rehearsal | None = None) -> Recipe:
+def fit_memory(recipe: Recipe, processes: int, rehearsal: Rehearsal | None = None) -> Recipe:
     """The recipe with the fewest micro-batches that fit `train.memory`; the same where it is unset.
 
     Raises:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
-from distill.build import networks, prepared
+from distill.build import build_networks, load_instructor
 from distill.cost.alive import REST, Alive
 from distill.recipe import Recipe
 from distill.trainer import State, train
@@ -44,8 +44,8 @@ class Rehearsal:
 
     def __init__(self, recipe: Recipe) -> None:
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
-        self.instructor = prepared(recipe, CPU, weights=False)
-        student, fake = networks(recipe, self.instructor, fresh=False)
+        self.instructor = load_instructor(recipe, CPU, weights=False)
+        student, fake = build_networks(recipe, self.instructor, fresh=False)
         known: dict[Tensor, Any] = {}
         for module in (self.instructor.denoiser, self.instructor.codec, student, fake):
             drop_values(module, self.mode, known)

@@ -163,7 +163,7 @@ def panels(
     return [torch.cat(each) for each in zip(*rows, strict=True)]
 
 
-def signs(
+def warnings_of(
     student: Tensor,
     instructor: Tensor,
     distances: Sequence[Mapping[str, float]] = (),

@@ -36,20 +36,29 @@ class Yardstick:
     they share the work, and each has the result.
 
     Args:
-        protocol: With an extractor.
+        protocol: What is measured, and on how many images.
         instructor: Whose samples are the reference where the protocol says so.
         device: Where networks run.
+        extractor: Used instead of what `protocol.extractor` names.
 
     Raises:
         InstilError: The extractor or the reference is missing or does not fit the instructor.
     """
 
-    def __init__(self, protocol: Protocol, instructor: Instructor, device: torch.device) -> None:
-        if protocol.extractor is None:
-            raise InstilError("evaluation.extractor: unset, so there is nothing to measure with")
-        weights = Path(protocol.weights) if protocol.weights else None
+    def __init__(
+        self,
+        protocol: Protocol,
+        instructor: Instructor,
+        device: torch.device,
+        extractor: features.Extractor | None = None,
+    ) -> None:
         self.protocol, self.instructor, self.device = protocol, instructor, device
-        self.extractor = features.load(protocol.extractor, weights, device.type)
+        if extractor is None:
+            if protocol.extractor is None:
+                raise InstilError("evaluation.extractor: unset, so nothing can be measured")
+            weights = Path(protocol.weights) if protocol.weights else None
+            extractor = features.load(protocol.extractor, weights, device.type)
+        self.extractor = extractor
         self.reference = self._reference(protocol.reference, protocol.samples)
         self.quick_reference = self.reference
         if protocol.quick_reference == "instructor":

@@ -15,7 +15,7 @@ from torch import nn
 
 from distill.__main__ import main
 from distill.watch.curves import run_curves
-from distill.watch.watch import Watch
+from distill.watch.looks import Looks
 from instil.base import checkpoint
 from instil.base.errors import InstilError, command
 from instil.base.files import write_text
@@ -156,10 +156,10 @@ def disk(tmp_path):
 STAGES = {
     "checkpoint": ("instil.base.checkpoint.save", 3, "checkpoints/step-00000004"),
     "metrics": ("instil.base.runs.monitor.Monitor.write", 4, "metrics.jsonl"),
-    "picture": ("distill.watch.watch.save_picture", 3, "samples/step-00000006.png"),
-    "report": ("distill.watch.watch.write_json", 1, "report.json"),
-    "curves": ("distill.watch.watch.run_curves", 1, "curves.png"),
-    "export": ("distill.watch.watch.export", 1, "student"),
+    "picture": ("distill.watch.pictures.save_picture", 3, "samples/step-00000006.png"),
+    "report": ("distill.distillation.write_json", 1, "report.json"),
+    "curves": ("distill.distillation.run_curves", 1, "curves.png"),
+    "export": ("distill.distillation.export", 1, "student"),
 }
 CASES = [(stage, fault) for stage in STAGES for fault in ("full", "readonly")]
 CASES.remove(("metrics", "full"))  # a short line still fits into the last block
@@ -225,15 +225,15 @@ def test_what_a_kill_kept_from_being_measured_is_measured_after_the_resume(
 ):
     words = [*on_tiny, *MEASURED, "evaluation.patience=3"]
     assert main([*words, "name=whole"]) == 0
-    look = Watch.look
+    look = Looks.look
 
-    def killed(watch, step):
+    def killed(looks, step):
         if step == 2:
             raise KeyboardInterrupt  # step 2 is saved by now
-        look(watch, step)
+        look(looks, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Watch, "look", killed)
+        patch.setattr(Looks, "look", killed)
         assert main([*words, "name=killed"]) == 130
     assert main([*words, "name=killed", "--resume"]) == 0
     whole, run = tmp_path / "runs" / "whole", tmp_path / "runs" / "killed"

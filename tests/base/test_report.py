@@ -1,6 +1,6 @@
 """What is printed: tables that can be read whatever the width."""
 
-from distill.watch.watch import show_report
+from distill.watch.report import show_report
 from instil.base.runs.report import show
 
 WIDTH = 110  # of what is not a terminal

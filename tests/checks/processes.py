@@ -41,7 +41,7 @@ def warm(words: Sequence[str]) -> None:
 
     Nothing is trained here and there is one thread, since threads do not survive a fork.
     """
-    import distill.session  # noqa: F401, seconds to import
+    import distill.distillation  # noqa: F401, seconds to import
 
     torch.set_num_threads(1)
     recipe = load_recipe(Recipe, words[0], list(words[1:]), RECIPES)

@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import save_file
 
 from distill.__main__ import main
-from distill.build import build, prepared
+from distill.build import build, load_instructor
 from distill.recipe import Recipe
-from distill.watch.monitors import Gauges, gauge, panels, signs
+from distill.watch.monitors import Gauges, gauge, panels, warnings_of
 from eval.curves import Estimate
 from instructors.adapters.guidance import Blend
 from instructors.analytic import gaussian
@@ -59,7 +59,7 @@ def test_the_way_a_fake_has_gone(share):
     found = gauge(samples(4000), UNCONDITIONAL, given, between, 4000)
     assert found.way == pytest.approx(share, rel=0.1)
     same = images(0)
-    found_signs = signs(same, same, gauges=found)
+    found_signs = warnings_of(same, same, gauges=found)
     assert [sign[:29] for sign in found_signs] == ["lag: the fake score has gone "] * (share < 0.5)
 
 
@@ -68,7 +68,7 @@ def test_gauges_of_a_fake_that_knows_nothing():
     found = gauge(samples(500), UNCONDITIONAL, law(OTHER, WIDTHS), behind)
     assert all(each < 0 for each in found.tracked)
     same = torch.randint(0, 256, (20, 1, 4, 4), dtype=torch.uint8)
-    (sign,) = signs(same, same, gauges=found)
+    (sign,) = warnings_of(same, same, gauges=found)
     assert sign.startswith("lag: ")
 
 
@@ -91,7 +91,7 @@ def images(seed, spread=60.0, mean=128.0):
 def test_a_healthy_run_shows_no_sign():
     good = Gauges((1.0, 2.0), (0.1, 0.1), (0.9, 1.1), Estimate(1.0, 0.1), 0.9)
     falling = [{"10000": value} for value in (3.0, 2.0, 1.0)]
-    assert signs(images(0), images(1), falling, good) == []
+    assert warnings_of(images(0), images(1), falling, good) == []
 
 
 SICK = {
@@ -107,7 +107,7 @@ SICK = {
 @pytest.mark.parametrize("case", SICK)
 def test_signs_of_sick_runs(case):
     given, start = SICK[case]
-    (sign,) = signs(*given)
+    (sign,) = warnings_of(*given)
     assert sign.startswith(start)
     assert "try " in sign
 
@@ -115,7 +115,7 @@ def test_signs_of_sick_runs(case):
 @pytest.mark.slow
 def test_a_run_that_begins_collapsed_says_so(tmp_path, capsys):
     recipe = Recipe(name="x", instructor="digits")  # at a high level D(x) is what the network says
-    instructor = prepared(recipe, torch.device("cpu"))
+    instructor = load_instructor(recipe, torch.device("cpu"))
     student = build(recipe, instructor).student
     nothing = {k: torch.zeros_like(t) for k, t in student.state_dict().items()}
     save_file(nothing, tmp_path / "nothing.safetensors")

@@ -10,8 +10,8 @@ from diffusers import DDPMPipeline, DDPMScheduler
 
 from benchmarks.memory import SCHEMES, authors
 from distill.__main__ import RECIPES, main
-from distill.build import build, prepared
-from distill.cost.plan import within
+from distill.build import build, load_instructor
+from distill.cost.plan import fit_memory
 from distill.cost.rehearsal import Rehearsal
 from distill.recipe import Recipe
 from distill.trainer import train
@@ -57,7 +57,7 @@ def recipe(tiny_pipeline, tmp_path, monkeypatch):
 
 def updated(recipe):
     """Everything from loading to the second update."""
-    instructor = prepared(recipe, torch.device("cpu"))
+    instructor = load_instructor(recipe, torch.device("cpu"))
     state = build(recipe, instructor)
     reports = train(state, instructor.denoiser, recipe, Accelerator(cpu=True), instructor.prior)
     next(reports)
@@ -121,10 +121,10 @@ def test_the_fewest_micro_batches_that_fit(recipe):
 
     sizes = {n: sum(rehearsal.update(16 // n, first=n == 1).values()) for n in (1, 2, 4, 16)}
     for number in (1, 2, 4):
-        found = within(given(f"{(sizes[number] + 1000) / 1e6} MB"), 1)
+        found = fit_memory(given(f"{(sizes[number] + 1000) / 1e6} MB"), 1)
         assert found.train.accumulation == number
     with pytest.raises(InstilError, match=r"train.memory: 1 MB is less than the \d.\d MiB"):
-        within(given("1 MB"), 1)
+        fit_memory(given("1 MB"), 1)
 
 
 class Heavy:
@@ -140,7 +140,7 @@ class Heavy:
 def test_one_micro_batch_may_need_less_than_two(batch, memory, number):
     words = [f"train.batch={batch}", f"train.memory={memory} MB"]
     recipe = load_recipe(Recipe, "digits", words, RECIPES)
-    assert within(recipe, 1, Heavy()).train.accumulation == number
+    assert fit_memory(recipe, 1, Heavy()).train.accumulation == number
 
 
 def test_a_run_divides_its_batch_by_itself(recipe, tmp_path):

@@ -9,7 +9,7 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler
 
 from distill.__main__ import main as distill
-from distill.preflight import Settings, read, settle
+from distill.preflight import Settings, overrides_from, read
 from distill.recipe import Recipe
 from eval.__main__ import main as evaluate
 from eval.curves import contributions
@@ -103,7 +103,7 @@ def settings(**changes):
 )
 def test_training_reaches_the_horizon(levels, far, expected):
     recipe = Recipe(name="x", instructor="other", levels=levels)
-    assert settle(recipe, settings(T_eps=far)) == expected
+    assert overrides_from(recipe, settings(T_eps=far)) == expected
 
 
 def test_the_command_line_comes_last(flight, capsys, tmp_path, monkeypatch):

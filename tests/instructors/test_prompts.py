@@ -205,7 +205,7 @@ def test_documented_commands_fit_their_families(family, tiny_pipeline, prompts, 
 
 
 def test_a_text_model_through_a_whole_run(tiny_pipeline, tiny_clip, prompts, tmp_path, monkeypatch):
-    monkeypatch.setattr("distill.watch.watch.ROWS", 1)
+    monkeypatch.setattr("distill.watch.pictures.ROWS", 1)
     folder = tiny_pipeline("sd")
     words = [
         "sd15",

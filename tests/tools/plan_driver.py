@@ -5,7 +5,7 @@ Run as a script, by one process or several, with the folder of an instructor; no
 
 import sys
 
-from distill.build import build, prepared
+from distill.build import build, load_instructor
 from distill.cost.plan import memory
 from distill.cost.rehearsal import Rehearsal
 from distill.recipe import Recipe
@@ -23,7 +23,7 @@ def main(folder: str) -> None:
         recipe = validate(Recipe, {"name": "x", "instructor": folder, "train": settings})
 
         def two_updates(recipe: Recipe = recipe) -> None:
-            instructor = prepared(recipe, accelerator.device)
+            instructor = load_instructor(recipe, accelerator.device)
             state = build(recipe, instructor)
             reports = train(state, instructor.denoiser, recipe, accelerator, instructor.prior)
             next(reports)
