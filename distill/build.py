@@ -16,8 +16,8 @@ from instructors.load import Instructor
 from instructors.lora import Lora
 from instructors.low_rank import shared_copy
 from instructors.prepare import prepare
+from students.compatibility import check_compatible
 from students.few_step import FewStep
-from students.gan.compatibility import check
 from students.load import load as load_student
 from students.one_step import OneStep
 from students.student import Student
@@ -118,10 +118,10 @@ def _student(recipe: Recipe, instructor: Denoiser) -> Student:
 def _adopted(student: Student, instructor: Denoiser, name: str) -> Student:
     """A generator that was not copied from the instructor, ready for training."""
     device = next(instructor.parameters()).device
-    student = student.to(device)
+    student = student.to(device).requires_grad_(True)
     if device.type != "meta":  # a plan's instructor makes no images to compare with
-        check(student, instructor, name)
-    return student.requires_grad_(True).train()  # running statistics follow as they did
+        check_compatible(student, instructor, name)
+    return student.train()  # running statistics follow as they did
 
 
 def full_copy(instructor: Denoiser) -> Denoiser:

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,16 +15,12 @@ from eval.curves import (
     loss_gap,
 )
 from eval.image_sets import check_samples, digest
+from eval.questions import Reference
 from instil.base.data import floats
 from instil.base.draws import Draws
 from instil.base.errors import InstilError
 from instructors.analytic import Mixture, empirical, fit_gaussian
 from instructors.denoiser import UNCONDITIONAL, Condition, Denoiser
-
-Reference = Literal["gaussian", "zero", "standard"]
-
-
-REFERENCES: tuple[Reference, ...] = get_args(Reference)
 
 
 def reference_law(kind: Reference, samples: Tensor) -> Mixture:

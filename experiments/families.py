@@ -25,7 +25,8 @@ from instil.base.optimizer import Adam
 from instructors.adapters.karras import Karras
 from instructors.denoiser import Condition, Denoiser
 from instructors.mlp import MLP, perceptron
-from instructors.transfer.arms import Arm, Transfer, begin, embedding, fit
+from instructors.transfer import Arm
+from instructors.transfer.arms import Transfer, begin, embedding, fit
 from students import coupling_flow
 from students.coupling_flow import CouplingFlow
 

@@ -9,8 +9,7 @@ from instil.base.config import load_recipe, recipe_names
 from instil.base.errors import InstilError, command
 from instil.base.files import check_output
 from instil.base.runs.monitor import note
-
-RECIPES = Path(__file__).parent / "recipes"
+from instructors.training import RECIPES
 
 
 @command
@@ -74,8 +73,9 @@ def _transfer(arguments: argparse.Namespace, command_line: str) -> int:
     from instil.base import data
     from instil.base.runs.accelerator import accelerator_for
     from instructors.load import load
+    from instructors.transfer import ARMS
     from instructors.transfer.adapt import Target, adapt, save
-    from instructors.transfer.arms import ARMS, Transfer
+    from instructors.transfer.arms import Transfer
 
     recipe = load_recipe(Transfer, None, arguments.overrides, RECIPES)
     if arguments.arm not in ARMS:

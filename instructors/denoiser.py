@@ -77,6 +77,8 @@ class Denoiser(nn.Module, ABC):
         classes: Number of class labels; 0 if the model takes none.
         text: Names of the other tensors of a condition; none for most models.
         evaluations: Network evaluations per call.
+        prediction: The network's output, in a word.
+        learned_variance: Whether the network has a variance in further channels, which D drops.
         exact: Whether its network is never autocast: what rounding costs grows with sigma.
         halved: Whether its network always is, since its weights are kept in half precision.
 
@@ -90,6 +92,8 @@ class Denoiser(nn.Module, ABC):
     classes: int = 0
     text: tuple[str, ...] = ()
     evaluations: int = 1
+    prediction: str = "denoised"
+    learned_variance: bool = False
     exact: bool = False
     halved: bool = False
     _null: tuple[str, ...] = ()

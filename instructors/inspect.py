@@ -3,21 +3,19 @@
 from typing import Any
 
 from instructors.codec import Autoencoder, Codec, UnitRange
-from instructors.families import FAMILIES
 from instructors.load import Instructor
 
 
 def describe(instructor: Instructor) -> dict[str, Any]:
     """The facts of an instructor; JSON as they are."""
-    denoiser: Any = instructor.denoiser
-    network, codec, card = denoiser.network, instructor.codec, instructor.card
+    denoiser, codec, card = instructor.denoiser, instructor.codec, instructor.card
     return {
         "source": card.source,
-        "network": type(network).__name__,
-        "parameters": sum(p.numel() for p in network.parameters()),
+        "network": type(denoiser.network).__name__ if denoiser.network else "none",
+        "parameters": sum(p.numel() for p in denoiser.parameters()),
         "adapter": type(denoiser).__name__,
         "prediction": denoiser.prediction,
-        "learned_variance": network.config.out_channels == 2 * network.config.in_channels,
+        "learned_variance": denoiser.learned_variance,
         "shape": list(denoiser.shape),
         "image_shape": list(codec.image_shape(denoiser.shape)),
         "sigma_min": denoiser.sigma_min,
@@ -42,8 +40,7 @@ def _null(instructor: Instructor) -> str:
     if "guidance" in denoiser.text:
         return "none: guidance is built in"
     if denoiser.text:
-        family = FAMILIES[type(denoiser.network).__name__]
-        return "a negative prompt" if family.has_null_text else "none"
+        return "a negative prompt" if denoiser.family.has_null_text else "none"
     try:
         return f"label {denoiser.null(1)['label'].item()}"
     except ValueError:

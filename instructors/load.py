@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,10 @@ import torch
 import yaml
 from huggingface_hub import metadata_load
 
+from instil.base.config import own
 from instil.base.errors import InstilError
 from instil.base.files import cache_folder
-from instil.base.untrusted import read_json
+from instil.base.untrusted import is_dir, read_json
 from instructors.adapters.exploding import ScoreVE
 from instructors.adapters.folder import from_config
 from instructors.codec import Autoencoder, Codec, UnitRange
@@ -80,18 +81,22 @@ class Instructor:
 def load(source: str, side: int | None = None, weights: bool = True) -> Instructor:
     """Load a pretrained diffusion model, frozen and in eval mode.
 
-    Nothing in its files is executed: configurations are JSON, weights safetensors.
+    Nothing in its files is executed: configurations are JSON, weights safetensors. A factory is
+    executed, so it must be code that you trust.
 
     Args:
-        source: A folder saved by diffusers (pipeline or bare model), an embedded name, or a hub id.
-            An existing folder wins over an embedded name.
+        source: A folder saved by diffusers (pipeline or bare model), an embedded name, a hub id, or
+            `package.module:factory` or `path/to/file.py:factory`, which returns a `Denoiser` or an `Instructor`. An existing
+            folder wins over an embedded name.
         side: Height and width of its samples, for networks that take any; None for its own.
         weights: If not, networks are of the meta device and only configurations are read.
 
     Raises:
-        InstilError: Nothing there, a file is missing or corrupted, or the model's class,
-            scheduler or prediction type is not supported.
+        InstilError: Nothing there, a file is missing or corrupted, the model's class, scheduler or
+            prediction type is not supported, or the factory cannot be called.
     """
+    if own.is_name(source) and not is_dir(source):
+        return _made(source, side, weights)
     folder = locate(source, weights)
     config, where = network_config(source, folder)
     name = config.get("_class_name")
@@ -105,8 +110,8 @@ def load(source: str, side: int | None = None, weights: bool = True) -> Instruct
     schedule = scheduler.get("_class_name")
     fourier = config.get("time_embedding_type") == "fourier"
     # NCSN++ alone divides by sigma inside, and centres images in [0, 1].
-    own = NCSNPP if schedule == "ScoreSdeVeScheduler" and fourier else ()
-    fault = family.fault({key: value for key, value in config.items() if key not in own})
+    understood = NCSNPP if schedule == "ScoreSdeVeScheduler" and fourier else ()
+    fault = family.fault({key: value for key, value in config.items() if key not in understood})
     if fault:
         raise InstilError(f"{source}: {name} with {fault} under {schedule} is not supported")
     network = read_model(source, where, str(name), weights)
@@ -117,6 +122,31 @@ def load(source: str, side: int | None = None, weights: bool = True) -> Instruct
         codec = _codec(source, folder, weights)
     card = Card(source, folder, _licence(folder), weights_hash(where) if weights else "")
     return Instructor(denoiser, card, codec.eval().requires_grad_(False), labels(denoiser.classes))
+
+
+def _made(source: str, side: int | None, weights: bool) -> Instructor:
+    """What a factory of the user's own makes."""
+    factory = own.load(source)
+    if side:
+        raise InstilError(f"side: {source} makes samples of one size; leave side out")
+    try:
+        made = factory()
+    except Exception as error:  # code of the user's, which may raise anything
+        reason = " ".join(str(error).split())
+        raise InstilError(f"{source}: fails ({type(error).__name__}: {reason})") from error
+    if isinstance(made, Denoiser):
+        made = Instructor.of(made, source)
+    if not isinstance(made, Instructor):
+        raise InstilError(
+            f"{source}: returns a {type(made).__name__}; expected a Denoiser, such as "
+            "Denoiser.of(network, …) makes, or an Instructor"
+        )
+    card = replace(Instructor.of(made.denoiser, source).card, licence=made.card.licence)
+    made = replace(made, card=card, codec=made.codec.eval().requires_grad_(False))
+    if not weights:
+        made.denoiser.to("meta")
+        made.codec.to("meta")
+    return made
 
 
 def read_model(source: str, folder: Path, name: str, weights: bool = True) -> Any:

@@ -158,11 +158,16 @@ def _sample(arguments: argparse.Namespace) -> dict[str, Any]:
 
     from instil.base.data import to_uint8
     from instil.base.runs.pictures import save_picture, sheet
+    from students.compatibility import check_range
     from students.load import load
 
     student = load(_source(arguments))
     if len(student.shape) != 3 or student.shape[0] not in (1, 3):
-        raise InstilError(f"{arguments.weights}: makes {student.shape}, which is no picture")
+        raise InstilError(
+            f"{arguments.weights}: makes {student.shape}, which is no picture; say the shape of "
+            "one image, such as shape=[1,28,28]"
+        )
+    check_range(student.sample(range(64)), arguments.weights)
     images = torch.cat(
         [
             to_uint8(student.sample(seeds[k : k + BATCH], labels and labels[k : k + BATCH]))

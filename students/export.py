@@ -2,12 +2,13 @@
 
 import shutil
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from instil.base.checkpoint import write_tensors
+from instil.base.config import own
 from instil.base.errors import InstilError
 from instil.base.files import appearing
 from instil.base.runs.report import write_json
@@ -17,14 +18,12 @@ from instructors.adapters.exploding import ScoreVE
 from instructors.adapters.flow import Flow
 from instructors.adapters.folder import is_ours, save
 from instructors.adapters.karras import Karras
-from instructors.adapters.own import OwnNetwork
 from instructors.denoiser import Denoiser
 from instructors.families import FAMILIES
 from instructors.low_rank import adapters, merged, portable
 from students.few_step import FewStep
 from students.gan.generator import GAN
 from students.one_step import OneStep
-from students.own import save_weights
 from students.pretrained import Pretrained
 from students.student import Student
 
@@ -51,6 +50,7 @@ import instil
 student = instil.load_student("{folder}"{factory})
 images = student.sample(seeds=range(16))
 """
+DENOISER = "denoiser.safetensors"  # of a network that no folder describes
 ADAPTERS = "pytorch_lora_weights.safetensors"  # diffusers' name
 LEVELS = "student.json"  # the noise levels a denoiser is read at, as `students.load` reads them
 
@@ -75,12 +75,12 @@ def export(
     """
     loader = _lora_loader(student, pipeline)
     write = _lora_writer(student, loader) if loader else _writer(student, pipeline)
-    with appearing(folder) as place:
-        write(place)
-        _card(student, folder, card, bool(loader)).save(place / "README.md")
+    with appearing(folder) as partial:
+        write(partial)
+        _card(student, folder, card, bool(loader)).save(partial / "README.md")
         if levels := _levels(student):
-            made = {"instructor": card["instructor"]} if _is_of_the_user(student) else {}
-            write_json(place / LEVELS, {"sigmas": levels} | made)
+            factory = {"factory": _factory(card)} if (partial / DENOISER).exists() else {}
+            write_json(partial / LEVELS, {"sigmas": levels} | factory)
 
 
 def _lora_loader(student: Student, pipeline: Path | None) -> Any:
@@ -117,17 +117,14 @@ def _writer(student: Student, pipeline: Path | None) -> Callable[[Path], Any]:
     denoiser = student.denoiser if isinstance(student, OneStep | FewStep) else None
     if denoiser is not None and adapters(denoiser):
         denoiser = merged(denoiser)
-    if denoiser is not None and _is_of_the_user(student):
-        return partial(save_weights, denoiser=denoiser)
     if denoiser is not None and is_ours(denoiser):
         return lambda folder: _save_own(folder, denoiser, pipeline)
     network: Any = getattr(denoiser, "network", None)
     family = FAMILIES.get(type(network).__name__)
-    if denoiser is None or family is None:
-        raise InstilError(
-            f"export: no plain diffusers layout for a {type(student).__name__} student "
-            f"with a {type(network).__name__} network"
-        )
+    if denoiser is None:
+        raise InstilError(f"export: no layout for a {type(student).__name__} student")
+    if family is None:
+        return lambda folder: write_tensors(folder / DENOISER, denoiser.state_dict())
     if isinstance(denoiser, Flow) and not family.latent:
         raise InstilError(
             f"export: no plain diffusers layout for a flow student with a "
@@ -139,17 +136,16 @@ def _writer(student: Student, pipeline: Path | None) -> Callable[[Path], Any]:
     return _of_network(network, scheduler, bool(student.classes)).save_pretrained
 
 
+def _factory(card: Mapping[str, Any]) -> str | None:
+    """The factory of the user's own that made the instructor, and makes the student's network."""
+    return card["instructor"] if own.is_name(card["instructor"]) else None
+
+
 def _save_own(folder: Path, denoiser: Denoiser, pipeline: Path | None) -> None:
     """In our layout, with the autoencoder of the instructor's folder if it has one."""
     save(folder, denoiser)
     if pipeline and (pipeline / "vae").is_dir():
         shutil.copytree(pipeline / "vae", folder / "vae")
-
-
-def _is_of_the_user(student: Student) -> bool:
-    """Whether only the user's own code can make the student's denoiser."""
-    kind = type(student.denoiser) if isinstance(student, OneStep | FewStep) else Student
-    return kind is OwnNetwork or not kind.__module__.startswith(("instructors.", "students."))
 
 
 def _levels(student: Student) -> tuple[float, ...]:
@@ -279,8 +275,11 @@ def _arguments(student: OneStep | FewStep) -> dict[str, str]:
 
 
 def _card(student: Student, folder: Path, card: Mapping[str, Any], lora: bool) -> ModelCard:
-    own = _is_of_the_user(student)
-    plain = isinstance(student, OneStep) and not own and not is_ours(student.denoiser)
+    plain = (
+        isinstance(student, OneStep)
+        and not is_ours(student.denoiser)
+        and type(student.denoiser.network).__name__ in FAMILIES
+    )
     metadata = ModelCardData(
         license=card["licence"] if card["licence"] != "unknown" else None,
         library_name="diffusers" if plain else "instil",
@@ -294,15 +293,15 @@ def _card(student: Student, folder: Path, card: Mapping[str, Any], lora: bool) -
     elif isinstance(student, OneStep) and plain:
         usage = USAGE.format(folder=folder.name, **_arguments(student))
     else:
-        made = student.factory if isinstance(student, GAN) else card["instructor"]
-        factory = f', factory="{made}"' if own or isinstance(student, GAN) else ""
+        named = student.factory if isinstance(student, GAN) else _factory(card)
+        factory = f', factory="{named}"' if named else ""
         usage = OWN_USAGE.format(folder=folder.name, factory=factory)
     origin = "Distilled"
     if "start" in card:
         origin = f"`{card['start']}` (its licence holds as well) refined"
     levels = ", ".join(f"{sigma:g}" for sigma in _levels(student))
     steps = f"at sigma {levels}" if levels else "per image"
-    if isinstance(student, FewStep) and not own:
+    if isinstance(student, FewStep):
         steps += "; plain diffusers loads it as well and takes the first of them alone"
     figures = "\n".join(f"| {name} | {value} |" for name, value in card["figures"].items())
     return ModelCard(

@@ -2,12 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from fnmatch import fnmatch
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 from pydantic import Field, PositiveFloat
 from torch import Tensor, nn
 
@@ -16,33 +14,33 @@ from instil.base.checkpoint import read_tensors
 from instil.base.config import Config, validate
 from instil.base.draws import Draws
 from instil.base.errors import InstilError
+from instil.base.runs.monitor import note
 from instil.base.untrusted import is_dir, is_file, read_json
+from instructors.denoiser import Denoiser
 from instructors.nvidia import pickles
+from students.build import build
 from students.coupling_flow import CouplingFlow
-from students.export import ADAPTERS, LEVELS
+from students.export import ADAPTERS, DENOISER, LEVELS
 from students.few_step import FewStep
-from students.gan.generator import GAN, make
+from students.files import read_sets
+from students.gan.factory import make
+from students.gan.generator import GAN
 from students.gan.stylegan2 import StyleGAN2
 from students.one_step import OneStep
-from students.own import load_denoiser
-from students.pretrained import CONFIG, Pretrained, build, load_weights, match
-from students.source import Source
+from students.pretrained import CONFIG, Pretrained
+from students.source import Call, Source
 from students.student import Student
+from students.weights import Reading, find_weights, load_weights, match
 
 ZOO = Path(str(files("students") / "zoo"))
 KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (StyleGAN2, CouplingFlow, GAN)}
 
 
 class Read(Config):
-    """`student.json` of an exported student.
-
-    Attributes:
-        sigmas: Noise levels that the denoiser is read at, falling.
-        instructor: Factory of the denoiser, where that is of the user's own code.
-    """
+    """`student.json`: the falling noise levels of a denoiser, and who makes one that is ours."""
 
     sigmas: Annotated[tuple[PositiveFloat, ...], Field(min_length=1, max_length=1000)]
-    instructor: str | None = None
+    factory: str | None = None
 
 
 def zoo() -> list[str]:
@@ -60,57 +58,50 @@ def load(source: Source) -> Student:
     path = _locate(source)
     if is_dir(path):
         return _load_folder(path, source.factory)
-    student, tensors = read(source, path)
-    module = core(student)
-    load_weights(module, fitted(tensors, module, source), source.weights)
+    student, reading, tensors = _read(source, path)
+    load_weights(core(student), tensors, source.weights)
+    if reading.place not in ("", source.key) or reading.beside:
+        beside = f", without {len(reading.beside)} others" if reading.beside else ""
+        note(f"{source.weights}: read as key={reading.place}{beside}")
     return student.eval()
 
 
-def read(source: Source, path: Path) -> tuple[Student, dict[str, Tensor]]:
-    """A generator with its initial weights, and the tensors of the file that should replace them.
-
-    Raises:
-        InstilError: As in `load`, but for names and shapes, which are not compared.
-    """
-    if path.suffix == ".pkl" and source.factory is None:
-        node = generator_node(path, source.key)
-        arguments, tensors = pickles.arguments(node), pickles.state_dict(node)
-        return build(lambda: StyleGAN2.from_original(arguments), tensors, str(path)), tensors
-    tensors = read_file(path, source.key)
-    if source.factory is None:
-        raise InstilError(
-            f"{source.weights}: holds tensors alone; give factory=package.module:callable, which "
-            "makes the network they are of"
-        )
-    made = make(source.factory, source.arguments)
-    if isinstance(made, Student):
-        return made, tensors
-    settings = source.model_dump(include={"factory", "arguments", "latent", "classes", "labels"})
-    return GAN(**settings, range=source.range), tensors
+def reloaded(student: Student, folder: Path) -> Student:
+    """A student again from the folder that it was saved to."""
+    factory = student.factory if isinstance(student, GAN) else None
+    return _load_folder(folder, factory)
 
 
 def inspect(source: Source) -> dict[str, Any]:
     """What a file holds beside what its generator expects; nothing needs to fit.
 
     Returns:
-        `kind`, `shape`, `classes`, `latent` and `parameters` of the generator, and the names of
-        `match`; of a file of tensors without a factory, `tensors` alone: name and shape of each.
+        `kind`, `shape`, `classes`, `latent` and `parameters` of the generator, `call` of a network
+        of the user's own, `place` in the file, and the names of `match`; of a file of tensors
+        without a factory, `tensors` alone: name and shape of each.
 
     Raises:
         InstilError: The file cannot be read, or the generator cannot be made.
     """
     path = _locate(source)
+    facts: dict[str, Any] = {}
     if is_dir(path):
         student = _load_folder(path, source.factory)
-        tensors = core(student).state_dict()
-    elif source.factory is None and path.suffix != ".pkl":
-        tensors = read_file(path, source.key)
-        return {"tensors": [f"{name} {tuple(value.shape)}" for name, value in tensors.items()]}
+        tensors: Mapping[str, Tensor] = core(student).state_dict()
+    elif source.factory is None and not _is_original(path):
+        return {
+            "tensors": [
+                f"{f'{place}.{name}'.lstrip('.')} {tuple(value.shape)}"
+                for place, held in read_file(path).items()
+                for name, value in held.items()
+            ]
+        }
     else:
-        student, tensors = read(source, path)
+        student, reading, tensors = _read(source, path)
+        facts["place"] = reading.place
     student.eval()
-    module = core(student)
-    found = match(fitted(tensors, module, source), module.state_dict())
+    if isinstance(student, GAN):
+        facts["call"] = str(student.how.model_dump(exclude_none=True))
     latent = student.prior(Draws.of_range(0, 0, 0, 1))
     return {
         "kind": type(student).__name__,
@@ -118,7 +109,8 @@ def inspect(source: Source) -> dict[str, Any]:
         "classes": student.classes,
         "latent": " + ".join(str(tuple(part.shape[1:])) for part in latent),
         "parameters": sum(p.numel() for p in student.parameters()),
-        **asdict(found),
+        **facts,
+        **asdict(match(tensors, core(student).state_dict())),
     }
 
 
@@ -127,43 +119,60 @@ def core(student: Student) -> nn.Module:
     return student.core() if isinstance(student, Pretrained) else student
 
 
-def read_file(path: Path, key: str | None) -> dict[str, Tensor]:
-    """The tensors of a weight file, by name; nothing in it is run.
+def read_file(path: Path) -> dict[str, dict[str, Tensor]]:
+    """The tensors of a weight file, by the keys that lead to them and by name.
 
     Raises:
-        InstilError: There is none, it is of no known kind, or holds other things than tensors.
+        InstilError: There is no file, or it is of no known kind.
     """
-    if path.suffix == ".safetensors":
-        return read_tensors(path)
-    if path.suffix == ".pkl":
-        return pickles.state_dict(generator_node(path, key))
-    if path.suffix not in (".pt", ".pth", ".bin"):
+    if not is_file(path):
         raise InstilError(
-            f"{path}: expected a folder, a .safetensors, .pt, .pth, .bin or .pkl file, or an "
-            f"embedded name ({', '.join(zoo())})"
+            f"{path}: expected a folder, a .safetensors file, one of torch.save, a StyleGAN2 .pkl, "
+            f"or an embedded name ({', '.join(zoo())})"
         )
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise InstilError(f"{path}: cannot be read ({error.strerror})") from None
-    except Exception as error:  # torch raises half a dozen kinds for what is not plain tensors
-        reason = " ".join(str(error).split())[:200]
-        raise InstilError(
-            f"{path}: not a file of plain tensors, so nothing in it was run ({reason}); save the "
-            "network's state_dict()"
-        ) from None
-    if key is not None and isinstance(content, Mapping):
-        if key not in content:
-            raise InstilError(f"{path}: holds no {key}, but {', '.join(map(str, content))}")
-        content = content[key]
-    if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
-        inside = ", ".join(map(str, content)) if isinstance(content, Mapping) else type(content)
-        raise InstilError(f"{path}: expected tensors by name, found {inside}; set key")
-    return dict(content)
+    sets, skipped = read_sets(path)
+    if skipped:
+        more = f" and {len(skipped) - 5} more" if len(skipped) > 5 else ""
+        note(f"{path}: left aside, unread: {', '.join(skipped[:5])}{more}")
+    return sets
+
+
+def _read(source: Source, path: Path) -> tuple[Student, Reading, dict[str, Tensor]]:
+    """A generator with its initial weights, where its weights lie in the file, and the weights."""
+    if source.factory is None and _is_original(path):
+        node = generator_node(path, source.key)
+        arguments, tensors = pickles.arguments(node), pickles.state_dict(node)
+        student: Student = build(lambda: StyleGAN2.from_original(arguments), tensors, str(path))
+        sets, key = {"": tensors}, None
+    else:
+        sets, key = read_file(path), source.key
+        if key is None and _is_original(path) and "G_ema" in sets:
+            key = "G_ema"
+        if source.factory is None:
+            raise InstilError(
+                f"{source.weights}: holds tensors alone; give factory=package.module:callable, "
+                "which makes the network they are of"
+            )
+        student = _made(source, source.factory)
+    optional = student.unsaved if isinstance(student, GAN) else ()
+    return student, *find_weights(sets, core(student), str(path), key, source.ignore, optional)
+
+
+def _made(source: Source, factory: str) -> Student:
+    """What a factory makes, a student or a network to wrap as one."""
+    network = make(factory, source.arguments)
+    if isinstance(network, Student):
+        return network
+    how = source.model_dump(mode="json", include=set(Call.model_fields))
+    return GAN(factory, source.arguments, **how)
+
+
+def _is_original(path: Path) -> bool:
+    return path.suffix == ".pkl" and is_file(path)
 
 
 def generator_node(path: Path, key: str | None) -> pickles.Node:
-    """The generator in a StyleGAN2(-ADA) pickle.
+    """The generator in a StyleGAN2 pickle.
 
     Raises:
         InstilError: The file is refused, or holds no generator under that key.
@@ -176,28 +185,6 @@ def generator_node(path: Path, key: str | None) -> pickles.Node:
     if node.class_name != "Generator":
         raise InstilError(f"{path}: holds a {node.class_name}, expected a Generator")
     return node
-
-
-def fitted(tensors: Mapping[str, Tensor], module: nn.Module, source: Source) -> dict[str, Tensor]:
-    """The tensors to load: of the module's number types, without what the user ignores.
-
-    Raises:
-        InstilError: A name to ignore is in neither.
-    """
-    own = module.state_dict()
-    for pattern in source.ignore:
-        if not any(fnmatch(name, pattern) for name in (*tensors, *own)):
-            raise InstilError(f"ignore: no tensor is called {pattern}, in the file or the network")
-
-    def ignored(name: str) -> bool:
-        return any(fnmatch(name, pattern) for pattern in source.ignore)
-
-    kept = {name: value for name, value in own.items() if ignored(name)}
-    for name, value in tensors.items():
-        if not ignored(name):
-            floats = name in own and value.is_floating_point() and own[name].is_floating_point()
-            kept[name] = value.to(own[name].dtype) if floats else value
-    return kept
 
 
 def _locate(source: Source) -> Path:
@@ -213,12 +200,12 @@ def _load_folder(folder: Path, factory: str | None) -> Student:
             "instructor loads them"
         )
     if (folder / LEVELS).exists():
-        read = validate(Read, read_json(folder / LEVELS))
-        if read.instructor:
-            denoiser = load_denoiser(folder, factory, read.instructor)
+        reading = validate(Read, read_json(folder / LEVELS))
+        if (folder / DENOISER).exists():
+            denoiser = _own_denoiser(folder, reading.factory, factory)
         else:
             denoiser = instructors.load.load(str(folder)).denoiser
-        first, *others = read.sigmas
+        first, *others = reading.sigmas
         first = min(first, denoiser.sigma_max)  # which a schedule's float32 may have rounded down
         student = FewStep(denoiser, [first, *others]) if others else OneStep(denoiser, first)
         return student.eval()
@@ -236,3 +223,15 @@ def _load_folder(folder: Path, factory: str | None) -> Student:
             f"factory={config.get('factory')}"
         )
     return GAN.from_pretrained(folder, factory=factory)
+
+
+def _own_denoiser(folder: Path, named: str | None, factory: str | None) -> Denoiser:
+    """The denoiser of a network that the user's factory makes, with a folder's weights."""
+    if factory is None:
+        raise InstilError(
+            f"{folder}: made by {named or 'code of your own'}; if you trust that code, give it as "
+            f"factory={named or 'package.module:callable'}"
+        )
+    denoiser = instructors.load.load(factory).denoiser
+    load_weights(denoiser, read_tensors(folder / DENOISER), str(folder / DENOISER))
+    return denoiser

@@ -1,34 +1,30 @@
-"""Generalisation bounds of encoder-generator pairs: of a diffusion over its length, and of a VAE.
+"""The paper's bound of a diffusion over its length, term by term.
 
 With m training samples X_i, codes E_T(X_i) = N(X_i, T^2 I), a prior v_T as in
 `eval.horizon.certificate`, a generator trained on the samples, and a loss that is R-sub-Gaussian:
 
-    (1)  B(T) = - I_m(T) + sqrt(2) R mean_i sqrt(KL(E_T(X_i) || v_T))
-                + sqrt(2) R sqrt(I_gen(T)/m) + integral from e to T of (mse_D - mse_memory) u^-3 du
+    B(T) = - I_m(T) + sqrt(2) R mean_i sqrt(KL(E_T(X_i) || v_T))
+           + sqrt(2) R sqrt(I_gen(T)/m) + integral from e to T of (mse_D - mse_memory) u^-3 du
 
-I_m is what a code tells about which sample it is of; I_gen bounds what the generator knows about
-the samples, by the path KL from its reverse SDE to that of the reference; mse_memory is the loss of
-the empirical law's denoiser, so that the last term is explicit score matching, in nats. For a VAE
-with code q(z|x), prior N(0, I) and a decoder G, and a loss between 0 and 1 (R = 1/2),
-
-    (2)  E loss(x, G(z)) <= mean_i E loss(X_i, G(z_i)) + sqrt(2) R mean_i sqrt(KL(q(.|X_i) || N))
-                            + sqrt(2) R sqrt(I(X; G)/m),            x held out, z from the prior
-
-by Donsker and Varadhan per sample and the bound by individual information of Bu, Zou and
-Veeravalli 2020. R is not known for a diffusion and B's minimum moves with it; neither number is
-tight, (2) is vacuous as a rule. What is measured directly stands beside both.
+I_m is what a code tells about which sample it is of. I_gen bounds what the generator knows about
+the samples, by the path KL from its reverse SDE to that of the reference. mse_memory is the loss of
+the empirical law's denoiser, so that the last term is explicit score matching, in nats. R is not
+known and the minimum of B moves with it; the bound is not tight.
 
 Source:
-    The shape of (1): Chen, Zhu and Shkurti, "Generalization in VAE and Diffusion Models", arXiv
-    2506.00849, as far as its public parts show it, in VE coordinates; (2) after its theorem 4.1.
+    The shape of B: Chen, Zhu and Shkurti, "Generalization in VAE and Diffusion Models", arXiv
+    2506.00849, as far as its public parts show it, in VE coordinates.
 """
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from eval.answer import Rows
+from eval.cross_fitting import reference_law
 from eval.curves import (
     LossCurve,
     check_sigmas,
@@ -39,7 +35,9 @@ from eval.curves import (
     noised_losses,
     square,
 )
-from eval.image_sets import check_samples, digest
+from eval.horizon.answer import Measured
+from eval.image_sets import check_samples, digest, some
+from eval.questions import Horizon
 from instil.base.data import floats
 from instil.base.draws import Draws
 from instructors.analytic import Mixture
@@ -126,7 +124,7 @@ def path_curve(
     denoiser: Denoiser,
     samples: Tensor,
     sigmas: Tensor,
-    reference: Denoiser | None,
+    reference: Denoiser,
     *,
     condition: Condition = UNCONDITIONAL,
     noise_draws: int = 4,
@@ -144,7 +142,7 @@ def path_curve(
         denoiser: On `device`, like `reference`.
         samples: (N, *shape).
         sigmas: (K,).
-        reference: v; None is a score of zero, D_v(x) = x, which no law has.
+        reference: Denoiser of v.
         condition: Of the denoiser.
         noise_draws: Per sample and level.
         seed: Of the noise.
@@ -155,8 +153,7 @@ def path_curve(
     levels = check_sigmas(sigmas)
 
     def apart(clean: Tensor, noisy: Tensor, sigma: Tensor, given: Condition) -> Tensor:
-        other = noisy if reference is None else reference(noisy, sigma)
-        return square(denoiser(noisy, sigma, given), other)
+        return square(denoiser(noisy, sigma, given), reference(noisy, sigma))
 
     losses = noised_losses(
         apart, samples, levels, condition, noise_draws, seed, batch, device, label
@@ -166,7 +163,7 @@ def path_curve(
 
 @dataclass(frozen=True)
 class BoundCurve:
-    """The terms of (1) over T, all in nats.
+    """The terms of B over T, all in nats.
 
     Attributes:
         sigmas: (K,) T.
@@ -214,59 +211,41 @@ def generalization_bound(
     reference: Mixture,
     *,
     labels: Tensor | None = None,
-    zero_score: bool = False,
     noise_draws: int = 4,
     seed: int = 0,
     device: torch.device | str = "cpu",
     label: str | None = None,
 ) -> BoundCurve:
-    """The terms of (1) at every level but the first, where the path ends.
+    """The terms of B at every level but the first, where the path ends.
 
     Args:
         denoiser: On `device`; where it has classes, the score term is conditional, the rest not.
-        samples: (m, *shape), what it was trained on.
+        samples: (m, *shape), the denoiser's training samples.
         sigmas: (K + 1,), the lowest is e.
         reference: v.
         labels: (m,) where the denoiser has classes.
-        zero_score: Bound I_gen against a score of zero, as the paper's code does, not against v.
-        noise_draws: Per sample and level.
-        seed: Of the noise.
-        device: Where the denoiser lies.
-        label: Names progress bars.
+        noise_draws: Noise draws per sample and level.
+        seed: Seed of the noise.
+        device: Device of the denoiser.
+        label: Name of the progress bars.
 
     Raises:
         InstilError: As `denoising_loss_curve`.
     """
     check_samples(samples)
-    condition = UNCONDITIONAL if labels is None else Condition(label=labels)
+    options: dict[str, Any] = {
+        "condition": UNCONDITIONAL if labels is None else Condition(label=labels),
+        "noise_draws": noise_draws,
+        "seed": seed,
+        "device": device,
+        "label": label,
+    }
     memory = Memory(samples, labels, denoiser.classes)
-    losses = [
-        denoising_loss_curve(
-            each,
-            samples,
-            sigmas,
-            condition=condition,
-            noise_draws=noise_draws,
-            seed=seed,
-            device=device,
-            label=label,
-        )
-        for each in (denoiser, memory)
-    ]
-    path = path_curve(
-        denoiser,
-        samples,
-        sigmas,
-        None if zero_score else reference.to(device),
-        condition=condition,
-        noise_draws=noise_draws,
-        seed=seed,
-        device=device,
-        label=label,
-    )
+    losses = [denoising_loss_curve(each, samples, sigmas, **options) for each in (denoiser, memory)]
+    path = path_curve(denoiser, samples, sigmas, reference.to(device), **options)
     reference.to("cpu")
     score, tops = loss_gap(*losses), path.sigmas.tolist()[1:]
-    each = [
+    terms = [
         [
             code_information(samples, top, noise_draws=noise_draws, seed=seed).mean(),
             encoder_kl(samples, top, reference).sqrt().mean(),
@@ -275,4 +254,49 @@ def generalization_bound(
         ]
         for top in tops
     ]
-    return BoundCurve(path.sigmas[1:], *torch.tensor(each).double().unbind(1), count=len(samples))
+    return BoundCurve(path.sigmas[1:], *torch.tensor(terms).double().unbind(1), count=len(samples))
+
+
+def bound_of(measured: Measured, question: Horizon) -> tuple[Rows, dict[str, Any]]:
+    """The bound of an instructor on its training images, as table rows and facts.
+
+    Args:
+        measured: An instructor's horizon, its training images known.
+        question: The question it answers.
+    """
+    if measured.instructor is None or measured.training is None:
+        raise ValueError("measured: expected an instructor whose training images are known")
+    denoiser = measured.instructor.denoiser
+    seen = some(measured.training, question.samples, question.seed)
+    curve = generalization_bound(
+        denoiser,
+        seen.pixels,
+        measured.horizon.sigmas,
+        reference_law(question.reference, seen.pixels),
+        labels=seen.labels if denoiser.classes else None,
+        noise_draws=question.draws,
+        seed=question.seed,
+        device=next(denoiser.parameters()).device,
+        label="training images",
+    )
+    low, high = curve.range()
+    constants = sorted({0.1, 1.0, 10.0, 100.0, question.subgaussian or 1.0})
+    rows = [
+        {
+            "figure": f"bound at R = {r:g}: least at sigma {curve.best(r):.3g}",
+            "value ± standard error": f"{curve.at(r).min():.4g}",
+        }
+        for r in constants
+    ]
+    text = f"{low:.3g}" if curve.identified else f"not identified: {low:.3g} to {high:.3g}"
+    rows.append({"figure": "its minimum for R in [0.1, 100]", "value ± standard error": text})
+    facts: dict[str, Any] = {
+        "samples": curve.count,
+        "generator information": "on noised training images",
+        "identified": curve.identified,
+        "minimum": {f"{r:g}": curve.best(r) for r in constants},
+        "range": [low, high],
+    }
+    for name in ("sigmas", "information", "encoder", "generator", "score"):
+        facts[name] = getattr(curve, name).tolist()
+    return rows, facts

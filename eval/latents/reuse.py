@@ -110,10 +110,6 @@ class Prices:
     noise_aware: dict[str, Tensor]
     unchanged: Tensor
 
-    def at(self, level: int) -> dict[str, Tensor]:
-        """(N,) of every arm at one of the noise levels."""
-        return {arm: nats[:, level] for arm, nats in self.nats.items()}
-
 
 def arms(source: Tensor, train: Tensor, dim: int) -> dict[str, Space]:
     """The competing spaces; `relearn` is missing where the target has too few samples for it.

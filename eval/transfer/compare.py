@@ -17,7 +17,8 @@ principal angles between the two, least squares on n samples risks
 
 and the gap (4), the information on x that the borrowed embedding does not pass on, is the least KL
 of any model that sees h alone. For networks the working rule is: transfer helps if the gap is less
-than what scratch loses against a transfer whose embedding is right.
+than what scratch loses against a transfer whose embedding is right. The arm `frozen` sees h alone,
+`finetune` and `scratch` may learn an embedding of their own: their difference estimates the gap.
 
 Source:
     Tian and Shen, "Enhancing Accuracy in Generative Models via Knowledge Transfer", arXiv
@@ -25,7 +26,7 @@ Source:
     are the risk of least squares with Gaussian design; the procedure is ours.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -34,11 +35,8 @@ from torch import Tensor
 from eval.curves import Estimate
 from instil.base.errors import InstilError
 
-SCRATCH = "scratch"
-
-
-# An arm: rows to train on and rows to score, to (len(scored),) nats.
-Fit = Callable[[Tensor, Tensor], Tensor]
+SCRATCH, FROZEN = "scratch", "frozen"
+OWN_EMBEDDING = ("finetune", "finetune-l2", SCRATCH)  # arms that train the embedding too
 
 
 @dataclass(frozen=True)
@@ -65,15 +63,8 @@ class Comparison:
         return min(others, key=lambda arm: others[arm]) if others else None
 
     def less(self, first: str, second: str) -> Estimate:
-        """Nats of the first arm less those of the second, paired.
-
-        Samples of one fold share a model, so its error is the larger of that over samples and
-        that over folds.
-        """
-        difference = self.nats[first] - self.nats[second]
-        over_samples = Estimate.of(difference)
-        over_folds = Estimate.of(torch.stack([difference[rows].mean() for rows in self.parts]))
-        return Estimate(over_samples.value, max(over_samples.stderr, over_folds.stderr))
+        """Nats of the first arm less those of the second, paired."""
+        return paired(self.nats[first], self.nats[second], self.parts)
 
     @property
     def gain(self) -> Estimate | None:
@@ -81,6 +72,19 @@ class Comparison:
         if SCRATCH not in self.nats or self.transferred is None:
             return None
         return self.less(SCRATCH, self.transferred)
+
+    @property
+    def seeing(self) -> str | None:
+        """The best arm that trains an embedding of its own; None if there is none."""
+        tried = [arm for arm in OWN_EMBEDDING if arm in self.nats]
+        return min(tried, key=lambda arm: self.nats[arm].mean().item()) if tried else None
+
+    @property
+    def gap(self) -> Estimate | None:
+        """`embedding_gap` of the source's embedding, from `frozen` and `seeing`."""
+        if FROZEN not in self.nats or self.seeing is None:
+            return None
+        return embedding_gap(self.nats[FROZEN], self.nats[self.seeing], self.parts)
 
     @property
     def undecided(self) -> bool:
@@ -117,8 +121,8 @@ def verdict(found: Comparison) -> str:
     return f"Transfer by {best}: it is {amount} better than training from scratch."
 
 
-def embedding_gap(blind: Tensor, seeing: Tensor) -> Estimate:
-    """I(x; z | h): what no model can know of x that sees the embedding h(z) and not z, in nats.
+def embedding_gap(blind: Tensor, seeing: Tensor, parts: Sequence[Tensor] = ()) -> Estimate:
+    """I(x; z | h) in nats: the information on x that an embedding h(z) does not pass on.
 
     It is zero if and only if the shared embedding condition holds. Estimated by two models fitted
     to the same samples, so that it is net of what each lost by being estimated; take many samples.
@@ -126,6 +130,7 @@ def embedding_gap(blind: Tensor, seeing: Tensor) -> Estimate:
     Args:
         blind: (N,) held-out nats of a model given h(z).
         seeing: (N,) of one given z, on the same samples with the same noise.
+        parts: Rows of each fold, where each had a model of its own.
 
     Raises:
         InstilError: They are not of as many samples.
@@ -134,4 +139,18 @@ def embedding_gap(blind: Tensor, seeing: Tensor) -> Estimate:
         raise InstilError(
             f"nats of {len(blind)} and {len(seeing)} samples: expected as many, two at least"
         )
-    return Estimate.of(blind - seeing)
+    return paired(blind, seeing, parts)
+
+
+def paired(first: Tensor, second: Tensor, parts: Sequence[Tensor] = ()) -> Estimate:
+    """The mean difference of two arms, (N,) nats each, by pairs of samples.
+
+    Samples of one fold share a model, so the standard error is the larger of that over samples and
+    that over folds.
+    """
+    difference = first - second
+    over_samples = Estimate.of(difference)
+    if not parts:
+        return over_samples
+    over_folds = Estimate.of(torch.stack([difference[rows].mean() for rows in parts]))
+    return Estimate(over_samples.value, max(over_samples.stderr, over_folds.stderr))

@@ -12,27 +12,27 @@ from torch import Tensor, nn
 from benchmarks.harness import Rows
 from eval.cross_fitting import Losses, paired_losses, reference_law
 from eval.curves import noise_levels
-from eval.horizon.ask import fit
 from eval.horizon.certificate import Horizon, horizon
+from eval.horizon.recipes import fit
 from eval.quality import features, metrics
-from eval.vae import ask
-from eval.vae.ask import MLP
+from eval.vae import models
 from eval.vae.bound import VAEBound, vae_bound
+from eval.vae.models import MLP
 from experiments.experiment import Experiment
 from experiments.vectors import start_of
 from instil.base import data
 from instil.base.config import load_recipe
 from instil.base.draws import Draws
-from instructors.__main__ import RECIPES
 from instructors.denoiser import Denoiser, class_labels, labelled
 from instructors.sampler import heun
+from instructors.training import RECIPES
 from instructors.training.train import TrainRecipe
 
 Found = tuple[Rows, dict[str, Any]]
 
 
 def vae_terms(train: Tensor, test: Tensor, epochs: tuple[int, ...]) -> list[VAEBound]:
-    """(2) of `eval.horizon.bound` after so many epochs of one training.
+    """The bound of `eval.vae.bound` after so many epochs of one training.
 
     Args:
         train: (N, size) in [0, 1].
@@ -44,7 +44,7 @@ def vae_terms(train: Tensor, test: Tensor, epochs: tuple[int, ...]) -> list[VAEB
     initial = {name: each.detach().clone() for name, each in model.decoder.named_parameters()}
     return [
         vae_bound(model.encode, model.decoder, initial, train, test, weight_noise=0.05)
-        for epoch in ask.fit(model, train, epochs[-1])
+        for epoch in models.fit(model, train, epochs[-1])
         if epoch in epochs
     ]
 

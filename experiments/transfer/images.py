@@ -7,16 +7,17 @@ from torch import Tensor
 
 from benchmarks.harness import Rows
 from eval.curves import contributions, denoising_loss_curve, noise_levels
-from eval.transfer.compare import SCRATCH, Comparison, Fit, verdict
+from eval.transfer.compare import SCRATCH, Comparison, verdict
 from experiments.experiment import Experiment
-from experiments.transfer.laws import cross_validate
+from experiments.transfer.laws import Fit, cross_validate
 from instil.base import data
 from instil.base.draws import Draws
 from instil.base.early_stopping import EarlyStopping
 from instil.base.optimizer import Adam
 from instructors.denoiser import Condition, Denoiser, labelled
 from instructors.load import load
-from instructors.transfer.arms import Arm, Transfer, begin, fit, trunk
+from instructors.transfer import Arm
+from instructors.transfer.arms import Transfer, begin, fit, trunk
 from instructors.transfer.heads import blank, relabelled
 
 Found = tuple[Rows, dict[str, Any]]

@@ -7,8 +7,11 @@ import torch
 from torch import Tensor
 
 from eval.cross_fitting import all_but, folds_of
-from eval.transfer.compare import Comparison, Fit, folds_for
+from eval.transfer.compare import Comparison, folds_for
 from instil.base.errors import InstilError
+
+# An arm: rows to train on and rows to score, to (len(scored),) nats.
+Fit = Callable[[Tensor, Tensor], Tensor]
 
 
 def cross_validate(

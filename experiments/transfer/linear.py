@@ -164,6 +164,7 @@ def no_overlap(scale: float) -> Found:
     degrees = (0, 15, 30, 45, 60, 75, 85, 90)
     signal = (HEAD @ HEAD.mT).trace().item()
     outer = max(500, round(2000 * scale))
+    frozen = scratch = math.nan
     for degree in degrees:
         angle = math.radians(degree)
         lost = lost_signal(HEAD, TARGET, turned(angle))

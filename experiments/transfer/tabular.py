@@ -11,13 +11,13 @@ from torch import Tensor
 
 from benchmarks.harness import Rows
 from eval.curves import Estimate, contributions, denoising_loss_curve, noise_levels
-from eval.transfer.compare import SCRATCH, Fit
+from eval.transfer.compare import SCRATCH
 from experiments.experiment import Experiment
 from experiments.families import FAMILIES, adapted
-from experiments.transfer.laws import cross_validate
+from experiments.transfer.laws import Fit, cross_validate
 from instil.base.draws import Draws
 from instructors.denoiser import Condition
-from instructors.transfer.arms import Arm
+from instructors.transfer import Arm
 
 Found = tuple[Rows, dict[str, Any]]
 TRIED: tuple[Arm, ...] = ("scratch", "frozen", "finetune")

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from benchmarks.harness import Rows
 from eval.curves import Estimate
-from eval.transfer.compare import SCRATCH, Fit
+from eval.transfer.compare import SCRATCH
 from experiments.experiment import Experiment
 from experiments.families import FAMILIES, Size, adapted, excess, taught
 from experiments.tasks import ANGLES, Task, gap, source_head
-from experiments.transfer.laws import cross_validate
-from instructors.transfer.arms import Arm
+from experiments.transfer.laws import Fit, cross_validate
+from instructors.transfer import Arm
 
 Found = tuple[Rows, dict[str, Any]]
 

@@ -1,6 +1,7 @@
 """What every adapter shares: a network in its own parameterisation, seen as a denoiser."""
 
 import math
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -20,14 +21,9 @@ class Adapter(Denoiser):
         classes: Number of class labels; 0 for none.
         family: How the network is called; None for what `instructors.families` says of its class.
 
-    Attributes:
-        prediction: What the network's output is, in a word.
-
     Raises:
         InstilError: The levels are not positive, finite and rising.
     """
-
-    prediction: str
 
     def __init__(
         self,
@@ -48,6 +44,9 @@ class Adapter(Denoiser):
         self.shape = tuple(shape)
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
         self.classes = classes
+        config: Any = getattr(network, "config", None)
+        channels = getattr(config, "in_channels", None)
+        self.learned_variance = bool(channels) and config.out_channels == 2 * channels
 
     def call(self, noisy: Tensor, time: Tensor, condition: Condition) -> Tensor:
         """Evaluate the network: (B, *shape), scaled as it wants it, and (B,) times as it wants."""

@@ -14,6 +14,7 @@ import io
 import math
 import mmap
 import pickletools
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,7 +103,7 @@ def read(path: Path) -> Any:
             path.open("rb") as file,
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
         ):
-            return _interpret(content, MOST_COPIES * len(content))
+            return interpret(content, MOST_COPIES * len(content))
     except OSError as error:
         raise InstilError(f"{path}: cannot be read ({error.strerror})") from None
     except RefusedError as refusal:
@@ -114,6 +115,98 @@ def read(path: Path) -> Any:
     # What decoding and building raise on bytes that are not what they declare to be.
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
         raise InstilError(f"{path}: not a whole pickle of a network ({error})") from None
+
+
+def read_torch(path: Path, foreign: set[str]) -> Any:
+    """Read a file of `torch.save` as data, the tensors on the CPU.
+
+    Args:
+        path: The file.
+        foreign: Takes the names of globals that a checkpoint does not need; nothing is called, a
+            `Node` stands for each of their objects.
+
+    Raises:
+        InstilError: It is not a whole file of `torch.save`.
+    """
+    try:
+        with (
+            path.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        ):
+            if content[:2] == b"PK":
+                return _read_archive(path, foreign)
+            return _read_stream(content, foreign)
+    except OSError as error:
+        raise InstilError(f"{path}: cannot be read ({error.strerror})") from None
+    except RefusedError as refusal:
+        raise InstilError(f"{path}: {refusal}, so it was not read") from None
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
+        raise InstilError(f"{path}: not a whole file of torch.save ({error})") from None
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+        raise InstilError(f"{path}: not a whole archive ({error})") from None
+
+
+def _read_archive(path: Path, foreign: set[str]) -> Any:
+    """A zip archive: one pickle, and one uncompressed file for each storage."""
+    with zipfile.ZipFile(path) as archive:
+        members = {"/".join(e.filename.split("/")[1:]): e for e in archive.infolist()}
+        if "constants.pkl" in members:
+            raise RefusedError("it is a TorchScript program, of which the state_dict() is needed")
+        if archive.read(members["byteorder"]) != b"little" if "byteorder" in members else False:
+            raise RefusedError("its numbers are of a foreign byte order")
+        read: dict[str, Tensor] = {}
+
+        def storage(values: Any) -> Tensor:
+            kind, key, count = _storage_id(values)
+            if key not in read:
+                dtype, member = STORAGES[_of(_Global, kind).name], members[f"data/{key}"]
+                if member.compress_type or member.file_size != count * dtype.itemsize:
+                    raise ValueError(f"a tensor of {count} numbers in {member.file_size} bytes")
+                data = bytearray(archive.read(member))
+                read[key] = (
+                    torch.frombuffer(data, dtype=dtype) if data else torch.empty(0).to(dtype)
+                )
+            return read[key]
+
+        content = members["data.pkl"]
+        if content.compress_type:
+            raise ValueError("it is compressed")
+        data = archive.read(content)
+        return interpret(io.BytesIO(data), MOST_COPIES * len(data), storage, foreign)
+
+
+def _read_stream(file: mmap.mmap, foreign: set[str]) -> Any:
+    """The form before torch 1.6: pickles one after the other, then the storages' bytes."""
+    header = (interpret(file), interpret(file))
+    if header != (STORAGE_MAGIC, STORAGE_VERSION):
+        raise ValueError("in no format that is known")
+    interpret(file)  # the sizes of integers on the machine that wrote it
+    made: dict[str, Tensor] = {}
+    room = len(file)
+
+    def storage(values: Any) -> Any:
+        nonlocal room
+        if _of(tuple, values)[0] == "module":  # a class and its source
+            return values[1]
+        kind, key, count = _storage_id(values)
+        if key not in made:
+            dtype = STORAGES[_of(_Global, kind).name]
+            room -= count * dtype.itemsize
+            if count < 0 or room < 0:
+                raise ValueError(f"a tensor of {count} numbers in {len(file)} bytes")
+            made[key] = torch.empty(count, dtype=dtype)
+        return made[key]
+
+    content = interpret(file, MOST_COPIES * len(file), storage, foreign)
+    for key in _of(list, interpret(file)):
+        values, data = made[_of(str, key)], file.read(8)
+        size = values.numel() * values.dtype.itemsize
+        data = file.read(size)
+        if len(data) != size:
+            raise ValueError("it ends within a tensor")
+        if size:
+            values.copy_(torch.frombuffer(bytearray(data), dtype=values.dtype))
+    return content
 
 
 def state_dict(node: Node) -> dict[str, Tensor]:
@@ -182,8 +275,11 @@ def arguments(node: Node) -> dict[str, Any]:
     return dict(named)
 
 
-def _interpret(
-    file: mmap.mmap | io.BytesIO, allowance: int = 0, storage: Callable[[Any], Any] | None = None
+def interpret(
+    file: mmap.mmap | io.BytesIO,
+    allowance: int = 0,
+    storage: Callable[[Any], Any] | None = None,
+    foreign: set[str] | None = None,
 ) -> Any:
     """Run a pickle's opcodes on a stack of plain values; leaves `file` behind the pickle.
 
@@ -191,10 +287,13 @@ def _interpret(
         file: At the start of a pickle.
         allowance: Bytes that calls may be given in all; 0 allows no calls.
         storage: Makes a value of a persistent id, as torch's storages have; None allows none.
+        foreign: Takes the names of unknown globals, for whose objects a `Node` stands; None refuses
+            them.
     """
     stack: list[Any] = []
     marks: list[int] = []
     memo: dict[int, Any] = {}
+    key_of = _key if foreign is None else _any_key
 
     def above_mark() -> list[Any]:
         start = marks.pop()
@@ -242,20 +341,20 @@ def _interpret(
                 stack[-count:] = [tuple(stack[-count:])]
             case "APPEND":
                 value = stack.pop()
-                _of(list, stack[-1]).append(value)
+                _items(list, stack[-1]).append(value)
             case "APPENDS":
                 values = above_mark()
-                _of(list, stack[-1]).extend(values)
+                _items(list, stack[-1]).extend(values)
             case "ADDITEMS":
                 values = above_mark()
-                _of(set, stack[-1]).update(map(_key, values))
+                _items(set, stack[-1]).update(map(key_of, values))
             case "SETITEM":
                 value, key = stack.pop(), stack.pop()
-                _of(dict, stack[-1])[_key(key)] = value
+                _items(dict, stack[-1])[key_of(key)] = value
             case "SETITEMS":
                 values = above_mark()
-                pairs = zip(map(_key, values[::2]), values[1::2], strict=True)
-                _of(dict, stack[-1]).update(pairs)
+                pairs = zip(map(key_of, values[::2]), values[1::2], strict=True)
+                _items(dict, stack[-1]).update(pairs)
             case "BINPUT" | "LONG_BINPUT":
                 memo[argument] = stack[-1]
             case "MEMOIZE":
@@ -263,19 +362,22 @@ def _interpret(
             case "BINGET" | "LONG_BINGET":
                 stack.append(memo[argument])
             case "GLOBAL":
-                stack.append(_global(*argument.split(" ", 1)))
+                module, name = argument.split(" ", 1)
+                stack.append(_global(module, name, foreign))
             case "STACK_GLOBAL":
                 name, module = _of(str, stack.pop()), _of(str, stack.pop())
-                stack.append(_global(module, name))
+                stack.append(_global(module, name, foreign))
             case "REDUCE" | "NEWOBJ":
-                values, made = _of(tuple, stack.pop()), _of(_Global, stack.pop())
+                values, made = _of(tuple, stack.pop()), stack.pop()
+                if foreign is not None and isinstance(made, Node):  # what a foreign call returned
+                    made = _Global(made.class_name, lambda *_, name=made.class_name: Node(name))
                 allowance -= 1 + sum(map(_bytes_of, values))
                 if allowance < 0:
-                    raise RefusedError(f"it gives too much to {made.name}")
-                stack.append(made.build(*values))
+                    raise RefusedError(f"it gives too much to {_of(_Global, made).name}")
+                stack.append(_of(_Global, made).build(*values))
             case "BUILD":
                 state = stack.pop()
-                _set_state(stack[-1], state)
+                _set_state(stack[-1], state, foreign)
             case "BINPERSID" if storage is not None:
                 stack.append(storage(stack.pop()))
             case name:
@@ -291,7 +393,7 @@ class _Global:
     build: Callable[..., Any]
 
 
-def _global(module: str, name: str) -> _Global:
+def _global(module: str, name: str, foreign: set[str] | None = None) -> _Global:
     full = f"{module}.{name}"
     if full in _BUILDERS:
         return _Global(full, _BUILDERS[full])
@@ -299,12 +401,19 @@ def _global(module: str, name: str) -> _Global:
         return _Global(full, lambda: Node(name))
     if module == "torch" and name in STORAGES:
         return _Global(name, _not_called)
+    if foreign is not None:
+        foreign.add(full)
+        return _Global(full, lambda *_: Node(name))
     raise RefusedError(f"it asks for the global {full}")
 
 
-def _set_state(value: Any, state: Any) -> None:
+def _set_state(value: Any, state: Any, foreign: set[str] | None) -> None:
+    if foreign is not None and (isinstance(value, dict) or not isinstance(state, dict | tuple)):
+        return  # a mapping's attributes, such as `_metadata`; a foreign class's own state
     if isinstance(value, Node):
-        value.state.update(_of(dict, state))
+        slots = foreign is not None and isinstance(state, tuple)  # (attributes, slots)
+        for part in state if slots else [_of(dict, state)]:
+            value.state.update(part if isinstance(part, dict) else {})
     elif isinstance(value, _DType):
         value.order = state[1]
     elif isinstance(value, Array):
@@ -319,6 +428,13 @@ def _of(kind: type, value: Any) -> Any:
     return value
 
 
+def _items(kind: type, value: Any) -> Any:
+    """A container; of an object that stands for one, its state, and a list nobody reads."""
+    if isinstance(value, Node):
+        return value.state if kind is dict else kind()
+    return _of(kind, value)
+
+
 def _bytes_of(value: Any) -> int:
     """The memory a copy of an argument takes, within a factor of two."""
     if isinstance(value, str | bytes):
@@ -331,6 +447,11 @@ def _key(value: Any) -> Any:
     if not isinstance(value, str | int | float | bool | None):
         raise ValueError(f"a {type(value).__name__} as key")
     return value
+
+
+def _any_key(value: Any) -> Any:
+    """A key of any kind, those that are no plain values by their kind."""
+    return value if isinstance(value, str | int | float | bool | None) else type(value)
 
 
 # What stands for the globals of a checkpoint. Each takes the arguments the file gives.
@@ -417,12 +538,12 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tenso
 def _storage(data: Any) -> Tensor:
     """The numbers of a storage, (numel,), from what `torch.save` wrote of it."""
     file = io.BytesIO(_of(bytes, data))
-    header = (_interpret(file), _interpret(file))
+    header = (interpret(file), interpret(file))
     if header != (STORAGE_MAGIC, STORAGE_VERSION):
         raise ValueError("a tensor in no format that is known")
-    _interpret(file)  # the sizes of integers on the machine that wrote it
-    kind, key, count = _interpret(file, storage=_storage_id)
-    keys = _interpret(file)
+    interpret(file)  # the sizes of integers on the machine that wrote it
+    kind, key, count = interpret(file, storage=_storage_id)
+    keys = interpret(file)
     dtype = STORAGES[_of(_Global, kind).name]
     declared = int.from_bytes(file.read(8), "little", signed=True)
     rest = data[file.tell() :]
@@ -433,7 +554,7 @@ def _storage(data: Any) -> Tensor:
 
 
 def _storage_id(values: Any) -> tuple[Any, str, int]:
-    """Of ("storage", class, key, device, numel, view) what is needed; a view is refused."""
+    """Class, key and numel of ("storage", class, key, device, numel, view); a view is refused."""
     what, kind, key, _, count, *view = _of(tuple, values)
     if what != "storage" or any(each is not None for each in view):
         raise ValueError("a storage that is a view")
@@ -444,6 +565,7 @@ def _names() -> Iterator[tuple[str, Callable[..., Any]]]:
     yield "torch_utils.persistence._reconstruct_persistent_obj", _persistent
     yield "torch.storage._load_from_bytes", _storage
     yield "torch._utils._rebuild_tensor_v2", _tensor
+    yield "torch._utils._rebuild_tensor", _tensor
     yield "torch._utils._rebuild_parameter", _parameter
     yield "collections.OrderedDict", _ordered_dict
     yield "dnnlib.util.EasyDict", _ordered_dict

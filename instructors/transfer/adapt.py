@@ -18,7 +18,8 @@ from instructors.denoiser import Condition, Denoiser, labelled
 from instructors.load import Instructor
 from instructors.low_rank import merged
 from instructors.sources import network_folder
-from instructors.transfer.arms import Arm, Transfer, begin, fit, trunk
+from instructors.transfer import Arm
+from instructors.transfer.arms import Transfer, begin, fit, trunk
 from instructors.transfer.heads import blank, check, relabelled
 
 CARD = """---

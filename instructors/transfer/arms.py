@@ -22,7 +22,7 @@ Source:
 
 import itertools
 from collections.abc import Callable
-from typing import Literal, TypeVar, get_args
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -41,9 +41,8 @@ from instructors.lora import Lora
 from instructors.low_rank import inject
 from instructors.training.denoising import denoising_loss
 from instructors.training.train import State, Training, train
+from instructors.transfer import ARMS, Arm
 
-Arm = Literal["scratch", "frozen", "finetune", "finetune-l2", "lora"]
-ARMS: tuple[Arm, ...] = get_args(Arm)
 HIGHEST = 20.0
 Shared = Callable[[str, nn.Parameter], bool]
 M = TypeVar("M", bound=nn.Module)

@@ -1,37 +1,39 @@
 """A generator of the user's own code as a student."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
-import torch
 from torch import Tensor, nn
 
-from instil.base.config import own
+from instil.base.config import own, validate
 from instil.base.draws import Draws
 from instil.base.errors import InstilError
 from instructors.denoiser import UNCONDITIONAL, Condition
+from students.gan.calling import call, complete, images_of
+from students.gan.factory import make, save_all
+from students.gan.randomness import truncated_normal
 from students.pretrained import Pretrained
+from students.source import Call
 from students.student import Latent, Student, one_hot
-
-# What generators call the length of z and the number of labels.
-LATENT = ("z_dim", "latent_dim", "latent_size", "nz")
-CLASSES = ("num_classes", "n_classes", "c_dim")
 
 
 class GAN(Student, Pretrained):
-    """x = scale(network(z)) or scale(network(z, label)), z ~ N(0, I).
+    """x = scale(network(z)) or scale(network(z, label)).
 
-    In training mode the network's buffers, such as the statistics of batch normalisation, follow as
-    they did when it was trained.
+    The latent is z and, where the network draws random numbers itself, one tensor for each of these
+    draws. In training mode the network's buffers, such as the statistics of batch normalisation,
+    follow as they did when it was trained.
 
     Args:
-        factory: `package.module:callable` that makes the network.
-        arguments: Of the factory.
-        latent: Shape of z; None looks for an attribute of the network such as `z_dim`.
-        classes: Number of class labels; None looks for one such as `num_classes`, else 0.
-        labels: What the network takes as its second argument: class numbers or one-hot vectors.
-        range: Black and white of the network's images.
+        factory: Name of the callable that makes the network, as `make` reads it.
+        arguments: Keyword arguments of the factory.
+        how: Fields of `Call`: how the network is called; those left out are found by trying.
+
+    Attributes:
+        how: The whole description of a call.
+        noises: The random numbers that the network draws.
+        unsaved: Names of the buffers that the network itself does not save; students do.
 
     Raises:
         InstilError: The network cannot be made, or cannot be called like this.
@@ -40,49 +42,50 @@ class GAN(Student, Pretrained):
     nfe = 1
 
     def __init__(
-        self,
-        factory: str,
-        arguments: Mapping[str, Any] | None = None,
-        latent: tuple[int, ...] | None = None,
-        classes: int | None = None,
-        labels: Literal["index", "one_hot"] = "index",
-        range: tuple[float, float] = (-1.0, 1.0),  # noqa: A002, the recipe's word
+        self, factory: str, arguments: Mapping[str, Any] | None = None, **how: Any
     ) -> None:
         super().__init__()
         self.factory = factory
-        self.network = make(factory, arguments or {})
-        if latent is None:
-            found = _attribute(self.network, LATENT)
-            if found is None:
-                raise InstilError(
-                    f"latent: {factory} does not say the shape of z; give it, such as latent=[128]"
-                )
-            latent = (found,)
-        self.latent = tuple(latent)
-        self.classes = _attribute(self.network, CLASSES) or 0 if classes is None else classes
-        self.labels, self.range = labels, (range[0], range[1])
-        self.shape = self._probe()
+        self.network = make(factory, arguments or {}).eval()
+        self.unsaved = save_all(self.network)
+        known = validate(Call, how)
+        self.how, self.noises, self.shape = complete(self.network, known, factory)
+        self.classes, self.latent = self.how.classes or 0, self.how.latent or ()
+        self.network.train()
+        self._hub_mixin_config = {
+            "factory": factory,
+            "arguments": dict(arguments or {}),
+            **self.how.model_dump(mode="json"),
+        }
 
     def prior(self, draws: Draws) -> Latent:
-        return (draws.normal("latent", self.latent, next(self.parameters()).dtype),)
+        dtype, how = next(p.dtype for p in self.parameters() if p.is_floating_point()), self.how
+        if how.truncation:
+            z = how.truncation * truncated_normal(draws, "latent", self.latent)
+        elif how.prior == "uniform":
+            z = 2 * draws.uniform("latent", self.latent) - 1
+        else:
+            z = draws.normal("latent", self.latent, dtype)
+        drawn = (n.draw(draws, f"noise-{k}", dtype) for k, n in enumerate(self.noises))
+        return (z.to(dtype), *drawn)
 
     def forward(self, latent: Latent, condition: Condition = UNCONDITIONAL) -> Tensor:
-        (z,) = latent
-        vectors = one_hot(condition, self.classes, z)  # checks the labels as well
-        if not self.classes:
-            images = self.network(z)
-        else:
-            images = self.network(z, vectors if self.labels == "one_hot" else condition["label"])
-        images = images.to(z.dtype)
-        low, high = self.range
-        return images if self.range == (-1.0, 1.0) else 2 * (images - low) / (high - low) - 1
+        z, *noises = latent
+        one_hot(condition, self.classes, z)  # checks the labels
+        label = condition["label"] if self.classes else z.new_zeros(len(z)).long()
+        # A copy of z, since networks normalise it in place.
+        with own.running(f"{self.factory}: its forward pass fails"):
+            result, _ = call(self.network, self.how, z.clone(), label, self.noises, noises)
+        images = images_of(result, self.how).to(z.dtype)
+        low, high = self.how.range
+        return images if (low, high) == (-1.0, 1.0) else 2 * (images - low) / (high - low) - 1
 
     @classmethod
     def _described(
         cls, arguments: Mapping[str, Any], tensors: Mapping[str, Tensor], source: str
     ) -> Self:
         try:  # the network is of code that the user trusts, which may not be built without memory
-            return cls(**arguments)
+            return cls(**{key: value for key, value in arguments.items() if key != "student"})
         except TypeError as error:
             raise InstilError(f"{source}: config.json does not describe a GAN ({error})") from None
 
@@ -93,62 +96,5 @@ class GAN(Student, Pretrained):
     def from_pretrained(  # pyrefly: ignore[bad-override]
         cls, pretrained_model_name_or_path: str | Path, *, factory: str, **others: Any
     ) -> Self:
-        """As huggingface_hub's, but the factory is the caller's: a folder may not name code."""
+        """Load a folder; the factory is the caller's, since a folder may not name code to run."""
         return super().from_pretrained(pretrained_model_name_or_path, factory=factory, **others)
-
-    @torch.no_grad()
-    def _probe(self) -> tuple[int, ...]:
-        """The shape of one image, from two."""
-        factory = self.factory
-        z = torch.zeros(2, *self.latent, dtype=next(self.parameters()).dtype)
-        label = torch.zeros(2, dtype=torch.int64)
-        if self.labels == "one_hot" and self.classes:
-            label = nn.functional.one_hot(label, self.classes).to(z.dtype)
-        called = f"z {tuple(z.shape)}" + (f" and {self.classes} labels" if self.classes else "")
-        training = self.training
-        self.eval()
-        try:
-            images = self.network(z, label) if self.classes else self.network(z)
-        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
-            reason = " ".join(str(error).split())
-            raise InstilError(
-                f"{factory}: cannot be called with {called} ({reason}); set latent, classes, labels"
-            ) from None
-        finally:
-            self.train(training)
-        if not isinstance(images, Tensor) or images.dim() < 2 or len(images) != 2:
-            got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
-            raise InstilError(f"{factory}: expected images (2, …) for {called}, got {got}")
-        if not images.is_floating_point():
-            raise InstilError(
-                f"{factory}: makes {images.dtype} images, which have no gradient; return the "
-                "floating-point values from before they are rounded"
-            )
-        return tuple(images.shape[1:])
-
-
-def make(factory: str, arguments: Mapping[str, Any]) -> nn.Module:
-    """Import and call a factory, `package.module:callable`.
-
-    Raises:
-        InstilError: It cannot be imported or called, or what it makes is no module with parameters.
-    """
-    try:
-        build: Callable[..., Any] = own.load(factory)
-    except InstilError as error:
-        raise InstilError(f"factory: {error}") from error
-    try:
-        network = build(**arguments)
-    except (TypeError, ValueError) as error:
-        raise InstilError(f"factory: {factory} does not take {dict(arguments)} ({error})") from None
-    if not isinstance(network, nn.Module) or not list(network.parameters()):
-        raise InstilError(
-            f"factory: {factory} makes a {type(network).__name__}, expected a torch module with "
-            "parameters"
-        )
-    return network
-
-
-def _attribute(network: nn.Module, names: tuple[str, ...]) -> int | None:
-    found = (getattr(network, name, None) for name in names)
-    return next((value for value in found if isinstance(value, int)), None)

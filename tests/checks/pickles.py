@@ -132,7 +132,7 @@ def _stylegan2(path: Path, out: Path) -> None:
 
 
 def _tensors(path: Path, out: Path) -> None:
-    students.load.read_file(path, None)
+    students.load.read_file(path)
 
 
 def _at_opcodes(content: bytes, places: tuple[int, ...], dice: Random) -> bytes:

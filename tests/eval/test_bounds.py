@@ -24,6 +24,7 @@ from eval.horizon.bound import (
     path_curve,
 )
 from eval.vae.bound import gaussian_code_kl, vae_bound
+from experiments.horizon.horizon import ZeroScore
 from instil.base.draws import Draws
 from instil.base.errors import InstilError
 from instructors.analytic import empirical, gaussian
@@ -129,8 +130,8 @@ def test_the_generator_term_in_closed_form(line, zero_score):
     """Against an atom: K(e) - K(T); against a score of zero: half log((l + T^2)/(l + e^2))."""
     law, x = line
     low, high = 0.2, 2.5
-    atom = reference_law("zero", x)
-    curve = path_curve(law, x, noise_levels(low, high, 40), None if zero_score else atom)
+    reference = ZeroScore((1,)) if zero_score else reference_law("zero", x)
+    curve = path_curve(law, x, noise_levels(low, high, 40), reference)
     ratios = [1.5 / low**2, 1.5 / high**2]
     information = 0.5 * (ratios[0] - math.log1p(ratios[0]) - ratios[1] + math.log1p(ratios[1]))
     truth = 0.5 * math.log((1.5 + high**2) / (1.5 + low**2)) if zero_score else information
@@ -326,10 +327,16 @@ def test_the_command_prints_the_bound_and_that_its_minimum_moves(tmp_path, capsy
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--bound", "--subgaussian", "-1"], "--subgaussian -1: expected a positive number"),
-        (["--bound", "--subgaussian", "inf"], "--subgaussian inf: expected a positive number"),
-        (["--subgaussian", "1"], "expected a positive number beside --bound"),
-        (["--bound", "--folds", "2"], "--bound: of one model and its training images"),
+        (
+            ["--bound", "--subgaussian", "-1"],
+            "--subgaussian: input should be greater than 0, got -1",
+        ),
+        (["--bound", "--subgaussian", "inf"], "--subgaussian: input should be a finite number"),
+        (["--subgaussian", "1"], "--subgaussian: a constant of --bound; give both"),
+        (
+            ["--bound", "--folds", "2"],
+            "--bound: for a trained model and its images; give --folds 1",
+        ),
         (["--bound", "--model", "{tmp}"], "the training images of .* are unknown"),
     ],
 )

@@ -11,8 +11,9 @@ from diffusers import AutoencoderTiny
 from PIL import Image
 
 from eval.__main__ import main
-from eval.latents.ask import Domains, autoencoder_report
 from eval.latents.autoencoders import Autoencoder
+from eval.latents.domains import Domains
+from eval.latents.report import autoencoder_report
 from instil.base import data
 from instil.base.draws import Draws
 
@@ -137,15 +138,15 @@ def test_bounds_that_contradict_the_price_are_named(files):
         ({"--target": "shared"}, "share 5 samples, so no comparison would hold; take disjoint"),
         ({"--target": "three"}, "3 different images; expected 6 or more"),
         ({"--target": "flat"}, "1 different images; expected 6 or more"),
-        ({"--dim": "0"}, "--dim 0: expected 1 to 15, since an image has 16 values"),
-        ({"--dim": "16"}, "--dim 16: expected 1 to 15"),
+        ({"--dim": "0"}, "--dim: input should be greater than 0, got 0"),
+        ({"--dim": "16"}, "--dim 16: expected 1 to 15, since an image has 16 values"),
         (
             {"--dim": "12", "--source": "few"},
             "dimension 12: 12 samples of 16 features allow at most 11",
         ),
-        ({"--nats": "-1"}, "--nats -1: expected a positive number"),
+        ({"--nats": "-1"}, "--nats: input should be greater than 0, got -1"),
         ({"--nats": "1e-9", "--sigma": "0.01"}, "--dim: not given, and no size up to 15 costs"),
-        ({"--sigma": "nan"}, "--sigma nan: expected a positive number"),
+        ({"--sigma": "nan"}, "--sigma: input should be a finite number"),
         ({"--autoencoder": "nowhere"}, "nowhere: holds no config.json and no vae/config.json"),
         ({"--plot": "curves.pdf"}, "--plot curves.pdf: expected a file ending in .png"),
         ({"--json": "nowhere/r.json"}, "--json nowhere/r.json: there is no folder nowhere"),

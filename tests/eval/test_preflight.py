@@ -13,7 +13,8 @@ from distill.preflight import Settings, overrides_from, read
 from distill.recipe import Recipe
 from eval.__main__ import main as evaluate
 from eval.curves import contributions
-from eval.transfer.ask import Question, ask
+from eval.questions import Transfer as Question
+from eval.transfer.cross_validate import cross_validate
 from instil.base import data
 from instil.base.errors import InstilError
 from instil.base.levels import KarrasUniform, LogNormal
@@ -23,8 +24,9 @@ from instructors.denoiser import Condition
 from instructors.load import load
 from instructors.lora import Lora
 from instructors.sources import network_folder, weights_hash
+from instructors.transfer import ARMS
 from instructors.transfer.adapt import Target, adapt, save
-from instructors.transfer.arms import ARMS, Transfer
+from instructors.transfer.arms import Transfer
 
 QUICK = ("steps=12", "batch=8", "stopping.every=4", "optimizer.warmup=1")
 
@@ -120,11 +122,18 @@ def test_the_command_line_comes_last(flight, capsys, tmp_path, monkeypatch):
 def test_the_same_seed_gives_the_same_answer():
     images = data.load("digits:5-9")
     recipe = Transfer(steps=6, batch=8)
-    question = Question(("finetune",), 2, 12, 0, 1, recipe)
+    question = Question(
+        instructor="digits-0-4",
+        target="digits:5-9",
+        arms=("finetune",),
+        folds=2,
+        samples=12,
+        draws=1,
+    )
     found = []
     for _ in range(2):
         accelerator = accelerator_for(None, (), ".")
-        answer = ask(load("digits-0-4"), images, question, accelerator)
+        answer = cross_validate(load("digits-0-4"), images, question, recipe, accelerator)
         found.append(contributions(answer.losses["finetune"].model))
     assert torch.equal(*found)
 
@@ -166,12 +175,12 @@ def test_what_was_adapted_is_what_is_saved(arm, tmp_path):
 
 
 WRONG = {
-    "arm": (["--arms", "scratch,lora9"], "--arms scratch,lora9: expected some of"),
+    "arm": (["--arms", "scratch,lora9"], "--arms.1: input should be 'scratch', 'frozen'"),
     "twice": (["--arms", "scratch,scratch"], "each once"),
-    "one fold": (["--folds", "1"], "--folds 1: expected 2 or more"),
+    "one fold": (["--folds", "1"], "--folds: input should be greater than or equal to 2, got 1"),
     "many folds": (["--folds", "30", "--samples", "20"], "30 of 20 samples"),
-    "few": (["--samples", "3"], "--samples 3: expected 4 or more"),
-    "draws": (["--draws", "0"], "--draws 0"),
+    "few": (["--samples", "3"], "--samples: input should be greater than or equal to 4, got 3"),
+    "draws": (["--draws", "0"], "--draws: input should be greater than 0, got 0"),
     "key": (["stepz=3"], "stepz: unknown key; did you mean steps?"),
     "value": (["kappa=-1"], "kappa: input should be greater than 0"),
     "no such target": (["--target", "nowhere"], "nowhere: no such file"),

@@ -8,8 +8,11 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from eval.curves import contributions, gaussian_loss_curve, noise_levels
+from eval.cross_fitting import Losses
+from eval.curves import LossCurve, contributions, gaussian_loss_curve, noise_levels
 from eval.transfer.compare import Comparison, embedding_gap, verdict
+from eval.transfer.cross_validate import CrossValidation
+from eval.transfer.plot import transfer_curves
 from experiments.transfer.laws import (
     cross_validate,
     jacobian_angles,
@@ -18,6 +21,7 @@ from experiments.transfer.laws import (
     lost_signal,
     turning_point,
 )
+from instil.base.data import Images
 from instil.base.early_stopping import EarlyStopping
 from instil.base.errors import InstilError
 from instructors.adapters.karras import Karras
@@ -25,7 +29,9 @@ from instructors.analytic import fit_gaussian
 from instructors.denoiser import Condition
 from instructors.load import load
 from instructors.mlp import MLP, perceptron
-from instructors.transfer.arms import ARMS, Transfer, begin, embedding, fit, trunk
+from instructors.transfer import ARMS
+from instructors.transfer.adapt import Target
+from instructors.transfer.arms import Transfer, begin, embedding, fit, trunk
 from instructors.transfer.heads import blank, relabelled
 
 P, R, D, NOISE = 20, 2, 3, 0.25
@@ -129,6 +135,31 @@ def test_comparison_knows_sign_and_doubt():
         assert (found.negative_transfer, found.undecided) == (negative, undecided)
         assert found.less("frozen", "scratch").value == pytest.approx(shift)
         assert word in verdict(found)
+
+
+def test_the_gap_is_frozen_less_the_best_that_learns_its_embedding(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    levels, parts = noise_levels(0.1, 10), list(torch.arange(40).chunk(4))
+    base = torch.rand(40, len(levels), generator=generator, dtype=torch.float64)
+    losses = {
+        arm: Losses(*[LossCurve(levels, base + shift, "x")] * 2)
+        for arm, shift in (("scratch", 1.0), ("frozen", 0.5), ("finetune", 0.2))
+    }
+    nats = {arm: contributions(each.model) for arm, each in losses.items()}
+    compared = Comparison(nats, parts)
+    assert compared.seeing == "finetune"
+    assert compared.gap.value == pytest.approx((nats["frozen"] - nats["finetune"]).mean().item())
+    images = Images(torch.zeros(40, 1, 2, 2, dtype=torch.uint8), None, (), "zeros")
+    target = Target(images, images.pixels, Condition(), 0)
+    result = CrossValidation(
+        compared, losses, {arm: [3] for arm in nats}, dict.fromkeys(nats, 1.0), target, "p"
+    )
+    answer = result.answer()
+    assert answer.rows[-1]["arm"] == "embedding gap: frozen less finetune"
+    assert answer.facts["embedding_gap"]["value"] == compared.gap.value
+    transfer_curves(result, tmp_path / "p.png")
+    assert (tmp_path / "p.png").stat().st_size > 5000
+    assert Comparison({"scratch": nats["scratch"]}, parts).gap is None
 
 
 def test_folds_that_disagree_are_doubt():

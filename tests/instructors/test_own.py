@@ -6,10 +6,17 @@ import pytest
 import torch
 from torch import nn
 
+from distill.build import full_copy
 from instil.base.errors import InstilError
+from instructors.__main__ import main
 from instructors.adapters.own import OwnNetwork
 from instructors.analytic import gaussian
 from instructors.denoiser import Condition, Denoiser
+from instructors.load import load
+from students.export import export
+from students.few_step import FewStep
+from students.load import load as load_student
+from students.source import Source
 
 MEAN = torch.tensor([0.3, -0.2, 0.5], dtype=torch.float64)
 ROOT = torch.tensor([[0.5, 0.0, 0.0], [0.2, 0.4, 0.0], [-0.1, 0.3, 0.2]], dtype=torch.float64)
@@ -133,3 +140,58 @@ def test_what_does_not_fit_is_refused(changed, message):
     given = {"shape": (3,), "predicts": "x", "time": "data at 1", "classes": 3} | changed
     with pytest.raises(InstilError, match=message):
         OwnNetwork(Labelled(), **given)
+
+
+FACTORY = """
+import torch
+from instructors.denoiser import Denoiser
+
+class Network(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Conv2d(1, 1, 3, padding=1)
+
+    def forward(self, noisy, time):
+        return self.layer(noisy) * time[:, None, None, None]
+
+def make():
+    torch.manual_seed(0)
+    return Denoiser.of(Network(), (1, 8, 8), predicts="x", time="data at 1", range=(0, 1))
+"""
+
+
+def test_a_factory_is_loaded_copied_exported_and_loaded_again(tmp_path, monkeypatch, capsys):
+    (tmp_path / "stranger.py").write_text(FACTORY)
+    monkeypatch.syspath_prepend(tmp_path)
+    instructor = load("stranger:make")
+    assert instructor.card == load("stranger:make").card
+    assert not any(p.requires_grad for p in instructor.denoiser.parameters())
+    assert main(["inspect", "stranger:make"]) == 0
+    assert "OwnNetwork" in capsys.readouterr().out
+    shapes = load("stranger:make", weights=False).denoiser
+    assert all(p.is_meta for p in shapes.parameters())
+    student = FewStep(full_copy(instructor.denoiser), [5.0, 1.0])
+    nn.init.ones_(student.denoiser.network.layer.weight)
+    card = {"instructor": "stranger:make", "licence": "mit", "recipe": "a: 1\n", "figures": {}}
+    export(student, tmp_path / "student", card)
+    assert 'factory="stranger:make"' in (tmp_path / "student" / "README.md").read_text()
+    source = Source(weights=str(tmp_path / "student"), factory="stranger:make")
+    assert torch.equal(load_student(source).sample(range(4)), student.sample(range(4)))
+    with pytest.raises(InstilError, match="made by stranger:make; if you trust that code"):
+        load_student(source.replace(factory=None))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("strange:absent", "strange has no absent"),
+        ("strange:number", "returns a int; expected a Denoiser"),
+        ("strange:broken", r"strange:broken: fails \(ZeroDivisionError: division by zero\)"),
+    ],
+)
+def test_factories_that_make_no_instructor(name, message, tmp_path, monkeypatch):
+    code = "def number():\n    return 1\n\ndef broken():\n    return 1 / 0\n"
+    (tmp_path / "strange.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InstilError, match=message):
+        load(name)

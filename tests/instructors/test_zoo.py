@@ -11,9 +11,10 @@ from eval.quality.images import instructor_sampler
 from eval.quality.protocol import Protocol
 from eval.quality.yardstick import Yardstick
 from instil.base.config import load_recipe
-from instructors.__main__ import RECIPES, main
+from instructors.__main__ import main
 from instructors.load import load
 from instructors.sources import ZOO, zoo
+from instructors.training import RECIPES
 from instructors.training.train import TrainRecipe
 
 REFERENCES = {

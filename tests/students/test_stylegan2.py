@@ -28,7 +28,7 @@ from instructors.adapters.karras import Karras
 from instructors.denoiser import class_labels
 from students.gan.modulation import convolve, modulated_conv2d, upfirdn2d
 from students.gan.stylegan2 import StyleGAN2, configuration
-from students.pretrained import load_weights, match
+from students.weights import load_weights, match
 
 GOLDEN = sorted((Path(__file__).parents[1] / "golden" / "stylegan2").glob("*.safetensors"))
 TAPS = torch.outer(*2 * [torch.tensor([1.0, 3.0, 3.0, 1.0]).double() / 8])

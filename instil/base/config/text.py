@@ -88,7 +88,8 @@ def read_overrides(arguments: Iterable[str]) -> dict[str, Any]:
             raise InstilError(f"{argument}: expected key.path=value, such as train.steps=100")
         if len(text) > LONGEST:
             raise InstilError(f"{key}: longer than {LONGEST:,} characters")
-        value = _parse(text, argument)
+        # A word such as `*.bias`, since a value alone has no anchor that an alias could name.
+        value: Any = text if text.startswith("*") else _parse(text, argument)
         for part in reversed(key.split(".")):
             value = {part: value}
         untrusted.check(value, argument)
