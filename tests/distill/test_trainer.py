@@ -9,8 +9,10 @@ from accelerate.state import AcceleratorState
 
 from distill.build import full_copy
 from distill.cost.plan import forwards_per_update
+from distill.divergences import Divergences
 from distill.recipe import FakeScore, Method, Train
 from distill.trainer import State, micro_batch, train
+from instil.base.config.choice import sections
 from instil.base.errors import InstilError
 from instil.base.levels import LogNormal
 from instructors.adapters.karras import Karras
@@ -31,7 +33,7 @@ def snapshot(module):
     return {name: value.clone() for name, value in module.state_dict().items()}
 
 
-@pytest.mark.parametrize("divergence", ["ikl", "dmd", "sid", "sim"])
+@pytest.mark.parametrize("divergence", sections(Divergences))
 @pytest.mark.parametrize("levels", [None, LogNormal()])
 def test_every_trained_parameter_moves_and_the_instructor_gets_nothing(setting, divergence, levels):
     instructor, student, fake = setting
