@@ -54,7 +54,7 @@ def distil(
     Raises:
         InstilError: Bad input, before any long work.
     """
-    objects = {}
+    objects: dict[str, Any] = {}
     if isinstance(source, Instructor | Denoiser):
         objects["instructor"] = source
     if isinstance(student, Student):
@@ -80,9 +80,10 @@ def _recipe(source: Any, changes: Mapping[str, Any]) -> Recipe:
     else:
         content = {"name": Path(source).name, "instructor": str(source)}
     for key, value in changes.items():
+        change: Any = value
         for part in reversed(SHORT.get(key, key).split(".")):
-            value = {part: value}
-        content = merge(content, value)
+            change = {part: change}
+        content = merge(content, change)
     return validate(Recipe, content)
 
 

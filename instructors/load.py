@@ -86,8 +86,8 @@ def load(source: str, side: int | None = None, weights: bool = True) -> Instruct
 
     Args:
         source: A folder saved by diffusers (pipeline or bare model), an embedded name, a hub id, or
-            `package.module:factory` or `path/to/file.py:factory`, which returns a `Denoiser` or an `Instructor`. An existing
-            folder wins over an embedded name.
+            `package.module:factory` or `path/to/file.py:factory`, which returns a `Denoiser` or an
+            `Instructor`. An existing folder wins over an embedded name.
         side: Height and width of its samples, for networks that take any; None for its own.
         weights: If not, networks are of the meta device and only configurations are read.
 
