@@ -76,9 +76,9 @@ def _recipe(words: list[str], resume: str | None) -> Recipe:
     if recipe.preflight is None or resume is not None:
         return recipe
     before = load_recipe(Recipe, source, [f"preflight={recipe.preflight}"], RECIPES)
-    settled = overrides_from(before, read(recipe.preflight))
-    print(f"from {recipe.preflight}: {', '.join(settled) or 'nothing to change'}")
-    return load_recipe(Recipe, source, [*settled, *changes], RECIPES)
+    preflight = overrides_from(before, read(recipe.preflight))
+    print(f"from {recipe.preflight}: {', '.join(preflight) or 'nothing to change'}")
+    return load_recipe(Recipe, source, [*preflight, *changes], RECIPES)
 
 
 def _dry_run(recipe: Recipe, arguments: argparse.Namespace) -> int:

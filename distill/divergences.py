@@ -10,9 +10,9 @@ sample, |a| is a mean absolute value over them, and sg stops gradients.
           With w(s) = s**2, the weight of the authors' code, d/dx = F - T. The divergence is finite
           for disjoint supports only if the integral of w(s) / s over small s**2 is finite.
     DMD   The same gap, normalised by how far the instructor moves the sample:
-          d/dx = (F - T) / |x - T|                                                              (2)
+          d/dx = (F - T) / |x - T|,   |x - T| at least 1e-5                                     (2)
     SiD   Score identity distillation, a Fisher divergence written without the student's score:
-          L = <T - F, (T - x) - alpha (T - F)> / sg|x - T|                                      (3)
+          L = <T - F, (T - x) - alpha (T - F)> / sg|x - T|,   |x - T| at least 1e-5             (3)
           with gradients through T and F into x, where IKL and DMD have none.
     SIM   Score implicit matching: the same identity for any distance d of the two scores,
           L = <d'(T - F), F - x>,   d(e) = sqrt(<e, e> + c**2) - c                              (4)
@@ -41,6 +41,8 @@ from instil.base.shapes import expand
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+SMALLEST = 1e-5  # |x - T| in (2) and (3), as in SiD's code; DMD's turns what is infinite into 0
 
 
 class Divergence(Choice, ABC):
@@ -131,8 +133,9 @@ Divergences = Annotated[Divergence, OneOf(IKL, DMD, SiD, SIM)]
 
 
 def _distance(sample: Tensor, denoised: Tensor) -> Tensor:
-    """Mean absolute difference per sample, as (B, 1, …, 1), without gradient."""
-    return expand((sample - denoised).detach().abs().flatten(1).mean(1), sample)
+    """Mean absolute difference per sample, at least `SMALLEST`: (B, 1, …, 1), no gradient."""
+    distance = (sample - denoised).detach().abs().flatten(1).mean(1)
+    return expand(distance.clamp(min=SMALLEST), sample)
 
 
 def _surrogate(sample: Tensor, gradient: Tensor) -> Tensor:

@@ -12,10 +12,11 @@ from pydantic import (
 )
 
 from distill.divergences import Divergences, SiD
-from eval.quality.protocol import Protocol
+from eval.quality.evaluation import Evaluation
 from instil.base.config import Choice, Config, OneOf
 from instil.base.levels import KarrasUniform, Levels
 from instil.base.optimizer import Adam
+from instil.base.runs.recipe import RunRecipe
 from instructors.conditions.conditioning import Blending, Conditioning
 from instructors.lora import Lora
 from students.source import Source
@@ -152,11 +153,10 @@ class Method(Config):
     train: Train = Train()
 
 
-class Recipe(Method):
+class Recipe(RunRecipe, Method):
     """A whole run: a method, what it is applied to, and what is kept of it.
 
     Attributes:
-        name: Of the run's folder.
         instructor: As `instructors.load.load` takes it; fake and student are copies of it.
         preflight: A file of `python -m eval preflight`; what it settles replaces what the recipe
             says, and is replaced by the command line.
@@ -165,26 +165,17 @@ class Recipe(Method):
         blend: Further instructors.
         student: What is trained.
         evaluation: How samples are judged.
-        output: Folder of all runs.
-        log_every: Updates between two lines of numbers.
-        save_every: Updates between two checkpoints.
-        keep: Checkpoints kept.
         pictures_every: Updates between two grids of samples.
         trackers: Such as tensorboard, wandb, trackio.
     """
 
-    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
     instructor: str
     preflight: str | None = None
     side: PositiveInt | None = None
     conditioning: Conditioning = Conditioning()
     blend: Blending | None = None
     student: Students = OneStep()
-    evaluation: Protocol = Protocol()
-    output: str = "runs"
-    log_every: PositiveInt = 50
-    save_every: PositiveInt = 500
-    keep: PositiveInt = 2
+    evaluation: Evaluation = Evaluation()
     pictures_every: PositiveInt = 500
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
 
@@ -196,10 +187,7 @@ class Recipe(Method):
         "train.checkpointing",
         "train.averages_on",
         "evaluation",
-        "output",
-        "log_every",
-        "save_every",
-        "keep",
+        *RunRecipe.MAY_CHANGE,
         "pictures_every",
         "trackers",
     )

@@ -168,3 +168,13 @@ def test_values_have_one_entry_per_sample_and_images_are_summed_over():
         flat = divergence(sample.flatten(1), sigma, t.flatten(1), f.flatten(1))
         torch.testing.assert_close(divergence(sample, sigma, t, f), flat)
         assert flat.shape == (5,)
+
+
+@pytest.mark.parametrize("divergence", [DMD(), SiD()])
+def test_where_the_instructor_changes_nothing_the_distance_is_clipped(divergence):
+    sample, fake = torch.randn(2, 3, DIM, dtype=torch.float64)
+    leaf = sample.clone().requires_grad_()
+    loss = divergence(leaf, torch.ones(3), sample, fake)  # T = x
+    (found,) = torch.autograd.grad(loss.sum(), leaf)
+    unclipped = {DMD: (fake - sample) / 1e-5, SiD: -(sample - fake) / 1e-5}
+    torch.testing.assert_close(found, unclipped[type(divergence)])

@@ -138,7 +138,7 @@ def test_keys_for_speed_leave_the_update_as_it_is(setting, divergence, keys):
         state = State.fresh(student, fake, method)
         AcceleratorState._reset_state(reset_partial_state=True)
         accelerator = Accelerator(cpu=True, mixed_precision=method.train.precision or "no")
-        losses = [report.student_loss for report in train(state, mine, method, accelerator)]
+        losses = [report.losses["student"] for report in train(state, mine, method, accelerator)]
         found.append((torch.stack(losses), flat(student) - before))
         torch.compiler.reset()
     tolerance = 5e-2 if "precision" in keys else 1e-3

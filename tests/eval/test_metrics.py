@@ -1,4 +1,4 @@
-"""The yardstick, before any number is believed."""
+"""The evaluator, before any number is believed."""
 
 import json
 import re
@@ -10,9 +10,9 @@ import torch_fidelity
 
 from eval.__main__ import main
 from eval.quality import features, metrics
+from eval.quality.evaluation import Evaluation
+from eval.quality.evaluator import Evaluator
 from eval.quality.images import batches, generate, instructor_sampler, student_sampler
-from eval.quality.protocol import Protocol
-from eval.quality.yardstick import Yardstick
 from instil.base import data
 from instil.base.errors import InstilError
 from instructors.load import load
@@ -39,7 +39,7 @@ def noisy(pixels, sigma):
 
 
 @pytest.mark.slow
-def test_the_yardstick_ranks_what_is_known_to_be_worse(reference):
+def test_the_distance_ranks_what_is_known_to_be_worse(reference):
     sampler = instructor_sampler(load("digits").denoiser, 10)
     training, distances = data.load("digits").pixels[torch.randperm(1198)[:100]], []
     for seed in range(3):
@@ -197,16 +197,16 @@ def test_a_trained_extractor_is_registered_by_its_weights(tmp_path):
 
 
 def test_the_instructors_own_figures_are_computed_once(monkeypatch, extractor):
-    protocol = Protocol(
+    evaluation = Evaluation(
         extractor="digits", reference="instructor", samples=100, seeds=2, instructor_steps=2
     )
-    yardstick = Yardstick(protocol, load("digits"), torch.device("cpu"))
-    first = yardstick.instructor_figures()
+    evaluator = Evaluator(evaluation, load("digits"), torch.device("cpu"))
+    first = evaluator.instructor_figures()
     assert first["fd"]["n"] == 100
-    floor = yardstick.floor()
+    floor = evaluator.floor()
     assert floor["floor_n"] == 100
-    monkeypatch.setattr(yardstick, "score", None)  # would fail if called again
-    again = Yardstick(protocol, load("digits"), torch.device("cpu"))
+    monkeypatch.setattr(evaluator, "score", None)  # would fail if called again
+    again = Evaluator(evaluation, load("digits"), torch.device("cpu"))
     monkeypatch.setattr(again, "score", None)
     assert again.instructor_figures() == first
 

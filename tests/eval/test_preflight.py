@@ -9,11 +9,12 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler
 
 from distill.__main__ import main as distill
-from distill.preflight import Settings, overrides_from, read
+from distill.preflight import overrides_from, read
 from distill.recipe import Recipe
 from eval.__main__ import main as evaluate
 from eval.curves import contributions
 from eval.questions import Transfer as Question
+from eval.settings import Settings
 from eval.transfer.cross_validate import cross_validate
 from instil.base import data
 from instil.base.errors import InstilError

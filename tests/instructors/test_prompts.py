@@ -16,8 +16,8 @@ from distill.__main__ import main as distill
 from eval.__main__ import main as evaluate
 from eval.quality import features
 from eval.quality.clip import Clip
-from eval.quality.protocol import Protocol
-from eval.quality.yardstick import Yardstick
+from eval.quality.evaluation import Evaluation
+from eval.quality.evaluator import Evaluator
 from instil.base import data
 from instil.base.checkpoint import write_tensors
 from instil.base.errors import InstilError
@@ -227,7 +227,7 @@ def test_a_text_model_through_a_whole_run(tiny_pipeline, tiny_clip, prompts, tmp
     assert pipeline("a fox", **call).images[0].size == (32, 32)
 
 
-def test_a_text_model_on_the_yardstick(tiny_pipeline, prompts, tmp_path, capsys):
+def test_a_text_model_is_evaluated(tiny_pipeline, prompts, tmp_path, capsys):
     colour = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
     np.savez(tmp_path / "c.npz", images=colour, labels=np.arange(40) % 2)
     images = data.load(str(tmp_path / "c.npz"))
@@ -237,7 +237,7 @@ def test_a_text_model_on_the_yardstick(tiny_pipeline, prompts, tmp_path, capsys)
     write_tensors(tmp_path / "e.safetensors", network.state_dict(), metadata)
     reference, extractor = str(tmp_path / "c.npz"), str(tmp_path / "e.safetensors")
     folder = str(tiny_pipeline("sd"))
-    protocol = Protocol(
+    evaluation = Evaluation(
         extractor=extractor,
         reference=reference,
         samples=8,
@@ -246,7 +246,7 @@ def test_a_text_model_on_the_yardstick(tiny_pipeline, prompts, tmp_path, capsys)
         instructor_steps=2,
     )
     instructor = prepare(folder, Conditioning(prompts=str(prompts), guidance=2.0))
-    figures = Yardstick(protocol, instructor, torch.device("cpu")).instructor_figures()
+    figures = Evaluator(evaluation, instructor, torch.device("cpu")).instructor_figures()
     assert figures["fd"]["mean"] > 0
     words = ["--instructor", folder, "--reference", reference, "--extractor", extractor]
     capsys.readouterr()

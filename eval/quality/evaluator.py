@@ -1,4 +1,4 @@
-"""Carries out a `Protocol`: what a student's number means beside its instructor's and the floor."""
+"""Measures samples as an `Evaluation` says, beside the instructor's figures and the floor."""
 
 import hashlib
 import json
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from eval.quality import features, metrics
+from eval.quality.evaluation import Evaluation
 from eval.quality.images import Sampler, generate, instructor_sampler
-from eval.quality.protocol import Protocol
 from instil.base import data
 from instil.base.errors import InstilError
 from instil.base.files import cache_folder
@@ -29,17 +29,17 @@ FLOOR_SEEDS = 3 * 10**9
 FIGURES = "figures.json"
 
 
-class Yardstick:
+class Evaluator:
     """The measuring device of one run; all input is read and checked when it is made.
 
     Under several processes each of them makes one and calls the same methods in the same order:
     they share the work, and each has the result.
 
     Args:
-        protocol: What is measured, and on how many images.
-        instructor: Whose samples are the reference where the protocol says so.
+        evaluation: What is measured, and on how many images.
+        instructor: The instructor; its samples are the reference where `evaluation` says so.
         device: Where networks run.
-        extractor: Used instead of what `protocol.extractor` names.
+        extractor: Used instead of what `evaluation.extractor` names.
 
     Raises:
         InstilError: The extractor or the reference is missing or does not fit the instructor.
@@ -47,22 +47,22 @@ class Yardstick:
 
     def __init__(
         self,
-        protocol: Protocol,
+        evaluation: Evaluation,
         instructor: Instructor,
         device: torch.device,
         extractor: features.Extractor | None = None,
     ) -> None:
-        self.protocol, self.instructor, self.device = protocol, instructor, device
+        self.evaluation, self.instructor, self.device = evaluation, instructor, device
         if extractor is None:
-            if protocol.extractor is None:
+            if evaluation.extractor is None:
                 raise InstilError("evaluation.extractor: unset, so nothing can be measured")
-            weights = Path(protocol.weights) if protocol.weights else None
-            extractor = features.load(protocol.extractor, weights, device.type)
+            weights = Path(evaluation.weights) if evaluation.weights else None
+            extractor = features.load(evaluation.extractor, weights, device.type)
         self.extractor = extractor
-        self.reference = self._reference(protocol.reference, protocol.samples)
+        self.reference = self._reference(evaluation.reference, evaluation.samples)
         self.quick_reference = self.reference
-        if protocol.quick_reference == "instructor":
-            self.quick_reference = self._reference("instructor", protocol.quick_samples)
+        if evaluation.quick_reference == "instructor":
+            self.quick_reference = self._reference("instructor", evaluation.quick_samples)
         self.held_out = self._held_out()
 
     @property
@@ -71,16 +71,16 @@ class Yardstick:
         return self.extractor.name
 
     def score(self, sampler: Sampler) -> dict[str, Any]:
-        """Measure a sampler as the protocol says.
+        """Measure a sampler as `evaluation` says.
 
         Returns:
             `{figure: {mean, std, n, seeds}, …}`: those of `metrics.measure`, and `fd_matched`, the
             distance on as many images as the floor is measured on, where there is a floor.
         """
-        count, classes = self.protocol.samples, self.instructor.denoiser.classes
+        count, classes = self.evaluation.samples, self.instructor.denoiser.classes
         floor_n = 0 if self.held_out is None else len(self.held_out)
         found, matched = [], []
-        for block in range(self.protocol.seeds):
+        for block in range(self.evaluation.seeds):
             start = block * count
             labels = torch.arange(start, start + count) % classes if classes else None
             pixels = self._generate(sampler, start, count)
@@ -93,7 +93,7 @@ class Yardstick:
 
     def quick(self, sampler: Sampler) -> float:
         """The distance alone, on few samples of seeds that are never reported."""
-        pixels = self._generate(sampler, QUICK_SEEDS, self.protocol.quick_samples)
+        pixels = self._generate(sampler, QUICK_SEEDS, self.evaluation.quick_samples)
         return metrics.distance(pixels, self.quick_reference)
 
     def floor(self) -> dict[str, Any]:
@@ -106,7 +106,7 @@ class Yardstick:
     def instructor_figures(self, record: bool = False) -> dict[str, Any]:
         """`score` of the instructor's own sampler; its `quick` distance, if to the reference, too.
 
-        Computed once per weights and protocol.
+        Computed once per weights and evaluation.
 
         Args:
             record: Keep it in the instructor's folder, not in the user's cache.
@@ -123,8 +123,8 @@ class Yardstick:
         known = on_main(lambda: _read(cache) | _read(shipped))
         if key in known:
             return known[key]["figures"]
-        steps = self.protocol.instructor_steps
-        pixels = self._generate(self.sampler(), QUICK_SEEDS, self.protocol.quick_samples)
+        steps = self.evaluation.instructor_steps
+        pixels = self._generate(self.sampler(), QUICK_SEEDS, self.evaluation.quick_samples)
         quick = metrics.distance(pixels, self.reference)
         figures = self.score(self.sampler()) | {"quick": quick}
         nfe = (2 * steps - 1) * self.instructor.denoiser.evaluations
@@ -139,22 +139,22 @@ class Yardstick:
 
     def sampler(self) -> Sampler:
         """The instructor's own."""
-        instructor, steps = self.instructor, self.protocol.instructor_steps
+        instructor, steps = self.instructor, self.evaluation.instructor_steps
         return instructor_sampler(instructor.denoiser, steps, instructor.prior, instructor.codec)
 
     def speed(self, sampler: Sampler) -> float:
         """Images per second of one process, by one batch to warm up and one to measure."""
-        batch = self.protocol.batch
+        batch = self.evaluation.batch
         self._generate(sampler, QUICK_SEEDS, batch)
         start = time.perf_counter()
         self._generate(sampler, QUICK_SEEDS, batch)
         return batch / (time.perf_counter() - start)
 
     def describe(self) -> str:
-        """The protocol in one sentence, for reports."""
+        """Extractor, numbers and reference in one sentence, for reports."""
+        samples, seeds = self.evaluation.samples, self.evaluation.seeds
         return (
-            f"{self.name}, {self.protocol.samples} images x {self.protocol.seeds} sampling seeds "
-            f"against {self.reference.name}"
+            f"{self.name}, {samples} images x {seeds} sampling seeds against {self.reference.name}"
         )
 
     def _reference(self, source: str, samples: int) -> metrics.Reference:
@@ -173,10 +173,10 @@ class Yardstick:
 
     def _held_out(self) -> Tensor | None:
         """Images of the reference's own law, or None where there are none."""
-        if self.protocol.held_out is not None:
-            return data.load(self.protocol.held_out).pixels
-        if self.protocol.reference == "instructor":
-            return self._instructor_samples(FLOOR_SEEDS, self.protocol.samples)
+        if self.evaluation.held_out is not None:
+            return data.load(self.evaluation.held_out).pixels
+        if self.evaluation.reference == "instructor":
+            return self._instructor_samples(FLOOR_SEEDS, self.evaluation.samples)
         return None
 
     def _instructor_samples(self, start: int, count: int) -> Tensor:
@@ -196,21 +196,21 @@ class Yardstick:
         return pixels
 
     def _generate(self, sampler: Sampler, start: int, count: int) -> Tensor:
-        return generate(sampler, start, count, self.device, self.protocol.batch)
+        return generate(sampler, start, count, self.device, self.evaluation.batch)
 
     def _key(self, purpose: str) -> str:
-        """Names a figure of the instructor: changes with weights, sampler, seeds and yardstick."""
+        """A key that changes with weights, sampler, seeds, extractor and reference."""
         facts: dict[str, Any] = {
             "purpose": purpose,
             "weights": self.instructor.card.sha256,
-            "steps": self.protocol.instructor_steps,
-            "samples": self.protocol.samples,
+            "steps": self.evaluation.instructor_steps,
+            "samples": self.evaluation.samples,
         }
         if purpose == "figures":
             facts |= {
-                "seeds": self.protocol.seeds,
-                "quick_samples": self.protocol.quick_samples,
-                "held_out": self.protocol.held_out,
+                "seeds": self.evaluation.seeds,
+                "quick_samples": self.evaluation.quick_samples,
+                "held_out": self.evaluation.held_out,
                 "extractor": self.name,
                 "reference": self.reference.name,
             }
