@@ -2,7 +2,7 @@
 # From a clean checkout to the headline number.
 #
 #   ./launch.sh [RECIPE] [key=value …] [--resume [DIR]]   distil; without arguments the digits demo
-#   ./launch.sh test [pytest arguments]                   run the tests
+#   ./launch.sh test [--all] [pytest arguments]           the quick tests, or all of them
 #
 #   NUM_PROCESSES=2 ./launch.sh digits                    several processes, on CPUs or GPUs
 #   PYTHON=python3.12 ./launch.sh                         another Python (3.11 or newer)
@@ -33,9 +33,11 @@ export PATH="$active/bin:$PATH"
 
 if [ "${1:-}" = test ]; then
     shift
+    chosen="not slow"
+    if [ "${1:-}" = --all ]; then shift; chosen=""; fi
     # One thread: tests work on tiny tensors, and two processes would fight over the cores.
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-    exec python -m pytest --numprocesses auto --dist loadfile "$@"
+    exec python -m pytest --numprocesses auto --dist worksteal -m "$chosen" "$@"
 fi
 
 # An error inside `accelerate launch` ends in its traceback, so faults are looked for first.

@@ -17,8 +17,8 @@ import torch
 from benchmarks.convergence import default
 from benchmarks.harness import Rows, command, paired
 from benchmarks.runs import OPTIONS, distilled
+from eval.quality.evaluator import Evaluator
 from eval.quality.images import Sampler, generate, instructor_sampler, student_sampler
-from eval.quality.yardstick import Yardstick
 from instil.base.draws import Draws
 from instil.base.runs.monitor import note
 from instructors.load import Instructor
@@ -34,12 +34,12 @@ def run(arguments: argparse.Namespace) -> tuple[Rows, dict[str, Any]]:
     (made,) = distilled([default(arguments.steps, 0)], arguments.runs, arguments.jobs)
     instructor = made.instructor
     student = made.student(made.report["student"]["average"])
-    yardstick = Yardstick(made.recipe.evaluation, instructor, torch.device("cpu"))
+    evaluator = Evaluator(made.recipe.evaluation, instructor, torch.device("cpu"))
     samplers = {"student": (1, student_sampler(student))} | instructor_samplers(instructor)
     facts: dict[str, Any] = {}
     for name, (nfe, sampler) in samplers.items():
         note(name)
-        found = yardstick.score(sampler)
+        found = evaluator.score(sampler)
         speed, faster = compared(samplers["student"][1], sampler)
         facts[name] = {
             "nfe": nfe,

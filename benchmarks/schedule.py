@@ -17,8 +17,8 @@ from scipy import stats
 from benchmarks.harness import Rows, command, spread
 from benchmarks.objectives import jobs
 from benchmarks.runs import AVERAGES, OPTIONS, Run, distilled
+from eval.quality.evaluator import Evaluator
 from eval.quality.images import student_sampler
-from eval.quality.yardstick import Yardstick
 from instil.base.runs.monitor import note
 
 SCHEDULES = ("constant", "cosine")
@@ -27,9 +27,9 @@ OBJECTIVES = ("dmd", "sid")
 
 def distances(run: Run) -> dict[int, float]:
     """The Fréchet distance of every average in a run's last checkpoint, by half-life."""
-    yardstick = Yardstick(run.recipe.evaluation, run.instructor, torch.device("cpu"))
+    evaluator = Evaluator(run.recipe.evaluation, run.instructor, torch.device("cpu"))
     samplers = {half: student_sampler(run.student(half)) for half in AVERAGES}
-    return {half: yardstick.score(sampler)["fd"]["mean"] for half, sampler in samplers.items()}
+    return {half: evaluator.score(sampler)["fd"]["mean"] for half, sampler in samplers.items()}
 
 
 def run(arguments: argparse.Namespace) -> tuple[Rows, dict[str, Any]]:

@@ -17,9 +17,9 @@ from distill.watch.looks import Choice, Looks
 from distill.watch.pictures import Pictures
 from distill.watch.report import add_figures, card_facts, show_report
 from eval.quality.clip import Clip
+from eval.quality.evaluator import Evaluator
 from eval.quality.features import Extractor
 from eval.quality.images import Sampler, generate
-from eval.quality.yardstick import Yardstick
 from instil.base.config import own
 from instil.base.errors import InstilError
 from instil.base.processes import on_main
@@ -81,9 +81,9 @@ class Distillation:
         self.state = build(recipe, self.instructor, fresh=resume is None, student=student)
         copied = student is None and isinstance(recipe.student, OneStep | FewStep)
         self._start = None if copied else copy.deepcopy(self.state.student).eval()
-        self._yardstick = None
+        self._evaluator = None
         if extractor or recipe.evaluation.extractor:
-            self._yardstick = Yardstick(recipe.evaluation, self.instructor, device, extractor)
+            self._evaluator = Evaluator(recipe.evaluation, self.instructor, device, extractor)
         clip = recipe.evaluation.clip
         self._clip = Clip(clip, device) if main and clip else None
         facts = {"instructor_weights": self.instructor.card.sha256}
@@ -99,7 +99,7 @@ class Distillation:
             )
         self._pictures = Pictures(self.instructor, recipe.evaluation, self.folder, device)
         self._looks = Looks(
-            recipe, self._run, self.state, self.instructor, self._yardstick, self._pictures
+            recipe, self._run, self.state, self.instructor, self._evaluator, self._pictures
         )
         self.report: dict[str, Any] | None = None
         self._choice: Choice | None = None
@@ -184,7 +184,7 @@ class Distillation:
         if self._start is not None:
             samplers["start"] = pictures.sampler(self._start)
             report["start"] = {"nfe": self._start.nfe}
-        add_figures(report, samplers, self._yardstick, self._clip_score if clip else None)
+        add_figures(report, samplers, self._evaluator, self._clip_score if clip else None)
         images = pictures.draw(samplers["student"])
         pictures.save("final", images)
         if self._start is not None:
@@ -198,13 +198,13 @@ class Distillation:
 
     def _facts(self, choice: Choice, seconds: float) -> dict[str, Any]:
         """The part of the report that takes no measuring."""
-        recipe, yardstick = self.recipe, self._yardstick
+        recipe, evaluator = self.recipe, self._evaluator
         evaluations, nfe = self.instructor.denoiser.evaluations, choice.student.nfe
         return {
             "instructor": {"nfe": (2 * recipe.evaluation.instructor_steps - 1) * evaluations},
             "student": {"nfe": nfe, "average": choice.average, "step": choice.step},
-            "fd_name": yardstick.name if yardstick else None,
-            "protocol": yardstick.describe() if yardstick else "nothing measured: no extractor",
+            "fd_name": evaluator.name if evaluator else None,
+            "protocol": evaluator.describe() if evaluator else "nothing measured: no extractor",
             "seconds": round(seconds, 1),
             "forwards_per_update": forwards_per_update(recipe, nfe, evaluations),
             "processes": self.accelerator.num_processes,

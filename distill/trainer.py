@@ -1,21 +1,23 @@
 """The distillation loop: `train` is a generator that yields after each student update."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch._functorch import config
 from torch.optim import Optimizer
 
-from distill.cost.memory import recompute_activations
 from distill.divergences import Divergence
 from distill.recipe import Method
 from instil.base.average import Average
 from instil.base.draws import Draws
 from instil.base.errors import InstilError
 from instil.base.levels import Levels
+from instil.base.runs.run import Report
 from instil.base.shapes import expand
 from instructors.adapters.guidance import Guided
 from instructors.conditions.prior import Prior, labels
@@ -32,11 +34,11 @@ class State:
     There is no random state: each number is a function of (seed, step, stream, sample).
 
     Attributes:
-        student: Trained.
-        averages: Of the student over its past; one of them is shipped.
-        fake: Trained on the student's samples.
-        student_optimizer: Of the student.
-        fake_optimizer: Of the fake.
+        student: The generator being trained.
+        averages: EMAs of the student; the best one is exported.
+        fake: The fake score: a denoiser being trained on the student's samples.
+        student_optimizer: The student's optimizer.
+        fake_optimizer: The fake score's optimizer.
         step: Student updates done.
     """
 
@@ -61,40 +63,13 @@ class State:
         )
 
     def modules(self) -> dict[str, nn.Module]:
-        """What a checkpoint holds, by file name."""
+        """The modules of a checkpoint, by file name."""
         averages = {f"average-{each.name}": each.module for each in self.averages}
         return {"student": self.student, "fake": self.fake, **averages}
 
     def optimizers(self) -> dict[str, Optimizer]:
-        """Likewise."""
+        """The optimizers of a checkpoint, by file name."""
         return {"student-optimizer": self.student_optimizer, "fake-optimizer": self.fake_optimizer}
-
-
-@dataclass(frozen=True)
-class Report:
-    """One update, as tensors on the device: reading them makes a GPU wait, so read them seldom.
-
-    Attributes:
-        step: Student updates done.
-        student_loss: () mean of the divergence's loss.
-        fake_loss: () mean weighted denoising loss of the fake.
-        student_norm: () gradient norm before clipping.
-        fake_norm: () likewise, largest of the fake's updates.
-    """
-
-    step: int
-    student_loss: Tensor
-    fake_loss: Tensor
-    student_norm: Tensor
-    fake_norm: Tensor
-
-    def finite(self) -> Tensor:
-        """() bool. Gradient norms are the same on every process, so all of them agree."""
-        return (self.student_norm + self.fake_norm).isfinite()
-
-    def values(self) -> dict[str, Tensor]:
-        """What is logged."""
-        return {"student": self.student_loss, "fake": self.fake_loss}
 
 
 @dataclass(frozen=True)
@@ -122,9 +97,9 @@ def train(
     Args:
         state: Changed in place.
         instructor: Frozen; never prepared by Accelerate.
-        method: What the weights depend on.
+        method: The recipe of the loop.
         accelerator: The only distributed engine.
-        prior: What the student is asked for; None for its class labels, equally often.
+        prior: The conditions the student is trained under; None for class labels, equally often.
 
     Yields:
         A report per student update.
@@ -133,9 +108,12 @@ def train(
     loop = _Loop(state, instructor, method, accelerator, prior)
     if state.step == 0:
         for number in range(method.fake.warmup):
-            loop.warm(number)
+            with loop.compiling():
+                loop.warm(number)
     while state.step < method.train.steps:
-        yield loop.update()
+        with loop.compiling():
+            report = loop.update()
+        yield report
 
 
 class _Loop:
@@ -164,6 +142,15 @@ class _Loop:
         self.judge = state.fake if guidance == 1 else Guided(state.fake, guidance)
         self.batch = micro_batch(method, accelerator.num_processes)
 
+    def compiling(self) -> AbstractContextManager[Any]:
+        """The setting of torch.compile that an update needs; put back after it.
+
+        The shared forward of a divergence with a Jacobian is walked backwards twice, so its buffers
+        may not be given away.
+        """
+        donated = not self.method.divergence.jacobian
+        return config.patch(donated_buffer=donated)
+
     def warm(self, number: int) -> None:
         """Update `number` of the fake score's warm-up: samples of the student as it starts."""
         count = self.method.train.accumulation
@@ -179,12 +166,12 @@ class _Loop:
     def update(self) -> Report:
         state, method, step = self.state, self.method, self.state.step
         count = method.train.accumulation
-        batches, losses = [], []
+        batches, parts = [], []
         for number in range(count):
             with self._no_sync(number < count - 1):
                 batch, loss = self._joint_pass(number)
             batches.append(batch)
-            losses.append(loss)
+            parts.append(loss)
         steps = method.train.steps
         student_norm = method.optimizer.update(state.student_optimizer, step, steps)
         fake_norm = self._update_fake(step)
@@ -196,8 +183,9 @@ class _Loop:
         state.step += 1
         for average in state.averages:
             average.update(state.student, state.step * method.train.batch, method.train.batch)
-        student_loss, fake_loss = (torch.stack(parts).mean() for parts in zip(*losses, strict=True))
-        return Report(state.step, student_loss, fake_loss, student_norm, fake_norm)
+        student_loss, fake_loss = (torch.stack(each).mean() for each in zip(*parts, strict=True))
+        losses = {"student": student_loss, "fake": fake_loss}
+        return Report(state.step, losses, student_norm + fake_norm)
 
     def _joint_pass(self, number: int) -> tuple[_Batch, tuple[Tensor, Tensor]]:
         """Gradients of student and fake on one micro-batch; returns it and both mean losses."""
@@ -301,13 +289,9 @@ def micro_batch(method: Method, processes: int) -> int:
 
 def _arrange(module: nn.Module, method: Method) -> None:
     """Memory layout and compilation of the networks inside a student or denoiser, in place."""
-    if method.train.checkpointing:
-        recompute_activations(module)
     if method.train.channels_last:
         module.to(memory_format=torch.channels_last)
     if method.train.compile:
-        # The shared forward of a divergence with a Jacobian is walked backwards twice.
-        torch._functorch.config.donated_buffer = not method.divergence.jacobian
         for part in module.modules():
             if isinstance(part, Denoiser | GAN) and part.network is not None:
                 part.network.compile()

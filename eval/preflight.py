@@ -19,6 +19,7 @@ from eval.latents.domains import Domains
 from eval.latents.report import autoencoder_report, linear_report
 from eval.questions import Horizon as HorizonQuestion
 from eval.questions import Preflight
+from eval.settings import Settings
 from eval.transfer.cross_validate import cross_validate, recipe_of, refit
 from instil.base import data
 from instil.base.errors import InstilError
@@ -74,14 +75,15 @@ def ask(question: Preflight) -> Answer:
         rows += [{"question": "transfer", "answer": best, "why": said}]
         rows += _horizon_rows(far, verdict)
         where, chosen = network_folder(str(folder)), folder.name
-    facts["distill"] = {
-        "instructor": chosen,
-        "sha256": weights_hash(where),
-        "T_eps": far.sufficient.value,
-        "sigma_range": [instructor.denoiser.sigma_min, instructor.denoiser.sigma_max],
-        "distil": far.gain.clear,
-    }
-    facts["verdict"] = _verdict(facts, verdict)
+    settings = Settings(
+        instructor=chosen,
+        sha256=weights_hash(where),
+        T_eps=far.sufficient.value,
+        sigma_range=(instructor.denoiser.sigma_min, instructor.denoiser.sigma_max),
+        distil=far.gain.clear,
+    )
+    facts["distill"] = settings.model_dump(mode="json")
+    facts["verdict"] = _verdict(settings, verdict)
     facts["protocol"] = f"{name} before a distillation, on {question.target or 'its own samples'}"
     return Answer(facts["protocol"], rows, facts, facts["verdict"])
 
@@ -120,12 +122,11 @@ def _horizon_rows(far: Horizon, verdict: str) -> Rows:
     return [{"question": "horizon", "answer": f"T_eps {far.sufficient}", "why": verdict}]
 
 
-def _verdict(facts: dict[str, Any], horizon_verdict: str) -> str:
-    """The last word: whether to distil, what, and how far up."""
-    settings = facts["distill"]
-    if not settings["distil"]:
+def _verdict(settings: Settings, horizon_verdict: str) -> str:
+    """One sentence: whether to distil, which instructor, and up to which noise level."""
+    if not settings.distil:
         return f"Do not distil this. {horizon_verdict}"
     return (
-        f"Distil {settings['instructor']} ({settings['sha256']}), with noise up to sigma "
-        f"{settings['T_eps']:.3g} at least."
+        f"Distil {settings.instructor} ({settings.sha256}), with noise up to sigma "
+        f"{settings.T_eps:.3g} at least."
     )

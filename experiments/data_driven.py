@@ -26,8 +26,8 @@ from distill.__main__ import RECIPES
 from distill.build import build
 from distill.recipe import Recipe
 from distill.trainer import State, train
+from eval.quality.evaluator import Evaluator
 from eval.quality.images import student_sampler
-from eval.quality.yardstick import Yardstick
 from instil.base import data
 from instil.base.average import Average
 from instil.base.config import load_recipe
@@ -140,7 +140,7 @@ def measured(seed: int, steps: int) -> dict[str, dict[str, float]]:
     """All four ways from one seed."""
     recipe = load_recipe(Recipe, "digits", [f"train.steps={steps}", f"train.seed={seed}"], RECIPES)
     instructor = load(recipe.instructor)
-    yardstick = Yardstick(recipe.evaluation, instructor, torch.device("cpu"))
+    evaluator = Evaluator(recipe.evaluation, instructor, torch.device("cpu"))
     images = data.load("digits:train")
     torch.manual_seed(seed)
     ways: dict[str, Callable[[], State]] = {
@@ -155,7 +155,7 @@ def measured(seed: int, steps: int) -> dict[str, dict[str, float]]:
         began = time.perf_counter()
         average: Average[Any] = way().averages[0]
         seconds = time.perf_counter() - began
-        found = yardstick.score(student_sampler(average.module))
+        found = evaluator.score(student_sampler(average.module))
         facts[name] = {key: found[key]["mean"] for key in ("fd", "recall", "copies")}
         facts[name]["seconds"] = seconds
     return facts

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from eval.quality import features, metrics
+from eval.quality.evaluator import REFERENCE_SEEDS
 from eval.quality.images import generate, instructor_sampler, student_sampler
-from eval.quality.yardstick import REFERENCE_SEEDS
 from instil.base import data
 from instil.base.errors import InstilError
 from instructors.load import Instructor

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from huggingface_hub import metadata_load
 
+from instil.base.card import metadata
 from instil.base.config import own
 from instil.base.errors import InstilError
 from instil.base.files import cache_folder
@@ -86,8 +85,8 @@ def load(source: str, side: int | None = None, weights: bool = True) -> Instruct
 
     Args:
         source: A folder saved by diffusers (pipeline or bare model), an embedded name, a hub id, or
-            `package.module:factory` or `path/to/file.py:factory`, which returns a `Denoiser` or an `Instructor`. An existing
-            folder wins over an embedded name.
+            `package.module:factory` or `path/to/file.py:factory`, which returns a `Denoiser` or an
+            `Instructor`. An existing folder wins over an embedded name.
         side: Height and width of its samples, for networks that take any; None for its own.
         weights: If not, networks are of the meta device and only configurations are read.
 
@@ -250,8 +249,5 @@ def _codec(source: str, folder: Path, weights: bool) -> Codec:
 
 def _licence(folder: Path) -> str:
     """As the model card says; a card that cannot be read says nothing."""
-    try:
-        licence = (metadata_load(folder / "README.md") or {}).get("license")
-    except (OSError, ValueError, yaml.YAMLError):
-        licence = None
+    licence = metadata(folder).get("license")
     return licence if isinstance(licence, str) else "unknown"

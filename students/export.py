@@ -5,12 +5,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
-
+from instil.base.card import CARD, model_card
 from instil.base.checkpoint import write_tensors
 from instil.base.config import own
 from instil.base.errors import InstilError
-from instil.base.files import appearing
+from instil.base.files import appearing, write_text
 from instil.base.runs.report import write_json
 from instil.base.untrusted import read_json
 from instructors.adapters.discrete import DiscreteVP
@@ -78,7 +77,7 @@ def export(
     write = _lora_writer(student, loader) if loader else _writer(student, pipeline)
     with appearing(folder) as partial:
         write(partial)
-        _card(student, folder, card, bool(loader)).save(partial / "README.md")
+        write_text(partial / CARD, _card(student, folder, card, bool(loader)))
         if levels := _levels(student):
             factory = {"factory": _factory(card)} if (partial / DENOISER).exists() else {}
             write_json(partial / LEVELS, {"sigmas": levels} | factory)
@@ -275,16 +274,11 @@ def _arguments(student: OneStep | FewStep) -> dict[str, str]:
     return {"arguments": "batch_size=16, ", "further": labels}
 
 
-def _card(student: Student, folder: Path, card: Mapping[str, Any], lora: bool) -> ModelCard:
+def _card(student: Student, folder: Path, card: Mapping[str, Any], lora: bool) -> str:
     plain = (
         isinstance(student, OneStep)
         and not is_ours(student.denoiser)
         and type(student.denoiser.network).__name__ in FAMILIES
-    )
-    metadata = ModelCardData(
-        license=card["licence"] if card["licence"] != "unknown" else None,
-        library_name="diffusers" if plain else "instil",
-        tags=["one-step" if student.nfe == 1 else "few-step", "distillation", "data-free"],
     )
     if isinstance(student, OneStep | FewStep) and lora:
         denoiser: Any = student.denoiser
@@ -305,13 +299,8 @@ def _card(student: Student, folder: Path, card: Mapping[str, Any], lora: bool) -
     if isinstance(student, FewStep):
         steps += "; plain diffusers loads it as well and takes the first of them alone"
     figures = "\n".join(f"| {name} | {value} |" for name, value in card["figures"].items())
-    return ModelCard(
-        f"""---
-{metadata.to_yaml()}
----
-
-# {folder.resolve().parent.name}: a {"one" if student.nfe == 1 else student.nfe}-step generator
-
+    steps_word = "one" if student.nfe == 1 else student.nfe
+    text = f"""\
 {origin} without data from `{card["instructor"]}` by Diff-Instruct (arXiv 2305.18455);
 {student.nfe} network evaluation{"s" * (student.nfe > 1)} {steps}. Licence of the instructor, and so
 of this model: {card["licence"]}.
@@ -328,4 +317,10 @@ Recipe:
 ```yaml
 {card["recipe"]}```
 """
+    return model_card(
+        f"{folder.resolve().parent.name}: a {steps_word}-step generator",
+        text,
+        card["licence"],
+        ("one-step" if student.nfe == 1 else "few-step", "distillation", "data-free"),
+        "diffusers" if plain else "instil",
     )

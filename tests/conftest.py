@@ -1,6 +1,7 @@
 """Fixtures of all tests."""
 
 import functools
+import gc
 import os
 import shutil
 import subprocess
@@ -17,6 +18,12 @@ from safetensors.torch import load_file
 from tests.tools import pipelines
 
 ROOT = Path(__file__).parents[1]
+
+
+def pytest_collection_finish():
+    """Spare what was imported from garbage collection, of which every run makes several."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -124,7 +131,7 @@ def persistent(monkeypatch):
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def python():
     """Run python in a subprocess from the repository root; `processes` > 1 through torchrun."""
 

@@ -9,7 +9,7 @@ from distill.trainer import State
 from distill.watch.best import Best
 from distill.watch.monitors import fresh_samples, gauge, panels, warnings_of
 from distill.watch.pictures import COLUMNS, Pictures
-from eval.quality.yardstick import Yardstick
+from eval.quality.evaluator import Evaluator
 from instil.base.average import Average
 from instil.base.processes import on_main
 from instil.base.runs.monitor import note
@@ -45,7 +45,7 @@ class Looks:
         run: Its folder and records.
         state: Read, never changed.
         instructor: What the student is compared with.
-        yardstick: Measures quick distances; None measures none.
+        evaluator: Measures quick distances; None measures none.
         pictures: Draws the grids.
     """
 
@@ -55,11 +55,11 @@ class Looks:
         run: Run,
         state: State,
         instructor: Instructor,
-        yardstick: Yardstick | None,
+        evaluator: Evaluator | None,
         pictures: Pictures,
     ) -> None:
         self.recipe, self.run, self.state, self.instructor = recipe, run, state, instructor
-        self.yardstick, self.pictures = yardstick, pictures
+        self.evaluator, self.pictures = evaluator, pictures
         records = on_main(run.monitor.records)  # from before a resume
         self.done = {(record["step"], key) for record in records for key in record}
         folder = run.folder / "best"  # appears when a run is first asked to be patient
@@ -78,43 +78,43 @@ class Looks:
     def stalled(self, step: int) -> bool:
         """Whether this step was measured and the last `evaluation.patience` measurements failed."""
         evaluation = self.recipe.evaluation
-        if self.yardstick is None or not evaluation.every or not evaluation.patience:
+        if self.evaluator is None or not evaluation.every or not evaluation.patience:
             return False
         return step % evaluation.every == 0 and self.best.stale >= evaluation.patience
 
     def choose(self) -> Choice:
         """The best student so far: the one kept, else the average with the least quick distance.
 
-        Without a yardstick it is the average with the longest half-life. Its weights follow the
+        Without a evaluator it is the average with the longest half-life. Its weights follow the
         run, unless they were kept earlier.
         """
         averages = {average.name: average for average in self.state.averages}
         name, step, device = list(averages)[-1], self.state.step, self.pictures.device
-        if self.yardstick is None:
+        if self.evaluator is None:
             return Choice(name, step, averages[name].on(device))
         if self.best.name:
             name, step = self.best.name, self.best.step
             kept = Average(averages[name].module, 0)  # a copy that shares what is frozen
             self.best.restore(kept.module)
             return Choice(name, step, kept.on(device))
-        distances = self._distances(self.yardstick)
+        distances = self._distances(self.evaluator)
         name = min(distances, key=lambda average: distances[average])
         return Choice(name, step, averages[name].on(device))
 
     def _measure(self, step: int) -> None:
         """Record the quick distance of every average; keep the best if the recipe is patient."""
-        if self.yardstick is None:
+        if self.evaluator is None:
             return
-        distances = self._distances(self.yardstick)
+        distances = self._distances(self.evaluator)
         if self.recipe.evaluation.patience:
             averages = {average.name: average.module for average in self.state.averages}
             self.best.offer(step, distances, averages)
         # Written last: a record says that all of it was done.
         self.run.monitor.write({"step": step, "fd": distances})
 
-    def _distances(self, yardstick: Yardstick) -> dict[str, float]:
+    def _distances(self, evaluator: Evaluator) -> dict[str, float]:
         return {
-            average.name: yardstick.quick(self.pictures.sampler(average.on(self.pictures.device)))
+            average.name: evaluator.quick(self.pictures.sampler(average.on(self.pictures.device)))
             for average in self.state.averages
         }
 

@@ -32,7 +32,7 @@ from eval.curves import (
     noised_losses,
     square,
 )
-from eval.quality.yardstick import QUICK_SEEDS
+from eval.quality.evaluator import QUICK_SEEDS
 from instil.base.draws import Draws
 from instil.base.shapes import expand
 from instructors.conditions.prior import Prior

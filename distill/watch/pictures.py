@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from eval.quality.evaluation import Evaluation
+from eval.quality.evaluator import QUICK_SEEDS
 from eval.quality.images import Sampler, generate, instructor_sampler, student_sampler
-from eval.quality.protocol import Protocol
-from eval.quality.yardstick import QUICK_SEEDS
 from instil.base.data import to_uint8
 from instil.base.processes import on_main
 from instil.base.runs.pictures import save_picture, sheet
@@ -28,7 +28,7 @@ class Pictures:
     """
 
     def __init__(
-        self, instructor: Instructor, evaluation: Protocol, folder: Path, device: torch.device
+        self, instructor: Instructor, evaluation: Evaluation, folder: Path, device: torch.device
     ) -> None:
         self.prior, self.codec = instructor.prior, instructor.codec
         self.folder, self.device, self.batch = folder, device, evaluation.batch

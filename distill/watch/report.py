@@ -6,8 +6,9 @@ from typing import Any
 import yaml
 
 from distill.recipe import Generator, Recipe
+from eval.quality.evaluator import Evaluator
 from eval.quality.images import Sampler
-from eval.quality.yardstick import Yardstick
+from instil.base.runs import log
 from instil.base.runs.report import show
 from instructors.load import Card
 
@@ -15,7 +16,7 @@ from instructors.load import Card
 def add_figures(
     report: dict[str, Any],
     samplers: Mapping[str, Sampler],
-    yardstick: Yardstick | None,
+    evaluator: Evaluator | None,
     clip_score: Callable[[Sampler], float] | None,
 ) -> None:
     """Measure the samplers of a run on fresh seeds.
@@ -23,17 +24,17 @@ def add_figures(
     Args:
         report: Gains a section of figures per sampler, the floor and the ratio of distances.
         samplers: `instructor`, `student` and, of a refined generator, `start`.
-        yardstick: Measures distances; None measures none.
+        evaluator: Measures distances; None measures none.
         clip_score: Mean CLIP score of a sampler; None measures none.
     """
-    if yardstick:
-        report["instructor"] |= yardstick.instructor_figures()
+    if evaluator:
+        report["instructor"] |= evaluator.instructor_figures()
         for name in (name for name in samplers if name != "instructor"):
-            report[name] |= yardstick.score(samplers[name])
+            report[name] |= evaluator.score(samplers[name])
         report["ratio"] = report["student"]["fd"]["mean"] / report["instructor"]["fd"]["mean"]
-        report |= yardstick.floor()
+        report |= evaluator.floor()
         for name, sampler in samplers.items():
-            report[name]["images_per_second"] = round(yardstick.speed(sampler), 1)
+            report[name]["images_per_second"] = round(evaluator.speed(sampler), 1)
     if clip_score:
         for name in ("instructor", "student"):
             report[name]["clip"] = clip_score(samplers[name])
@@ -85,7 +86,9 @@ def show_report(report: Mapping[str, Any]) -> None:
     ]
     if fd_name:
         facts.insert(0, f"student / instructor {report['ratio']:.2f}")
-    print("  ·  ".join(facts))  # noqa: T201, the last line of the table
+    line = "  ·  ".join(facts)
+    print(line)  # noqa: T201, the last line of the table
+    log.append(line)
 
 
 def _mean(figures: Mapping[str, Any], key: str) -> str:

@@ -8,8 +8,8 @@ from eval import card
 from eval.answer import Answer, device
 from eval.quality import features, metrics
 from eval.quality.clip import Clip
-from eval.quality.protocol import Protocol
-from eval.quality.yardstick import Yardstick
+from eval.quality.evaluation import Evaluation
+from eval.quality.evaluator import Evaluator
 from eval.questions import Clip as ClipQuestion
 from eval.questions import Extractor, Fid
 from instil.base import data
@@ -64,15 +64,15 @@ def _of_images(question: Fid) -> dict[str, Any]:
 def _of_instructor(question: Fid) -> dict[str, Any]:
     same = ("extractor", "weights", "reference", "held_out", "samples", "seeds")
     settings = {name: getattr(question, name) for name in same}
-    protocol = validate(Protocol, settings | {"instructor_steps": question.steps})
+    evaluation = validate(Evaluation, settings | {"instructor_steps": question.steps})
     asked = {"prompts": question.prompts, "guidance": question.guidance}
     conditioning = validate(Conditioning, asked)
     instructor = prepare(str(question.instructor), conditioning, device=device())
-    yardstick = Yardstick(protocol, instructor, device())
-    facts: dict[str, Any] = {"fd_name": yardstick.name}
+    evaluator = Evaluator(evaluation, instructor, device())
+    facts: dict[str, Any] = {"fd_name": evaluator.name}
     facts["nfe"] = (2 * question.steps - 1) * instructor.denoiser.evaluations
-    facts |= yardstick.instructor_figures(record=question.record)
-    facts |= yardstick.floor() | {"protocol": yardstick.describe()}
+    facts |= evaluator.instructor_figures(record=question.record)
+    facts |= evaluator.floor() | {"protocol": evaluator.describe()}
     if question.record:
         on_main(partial(card.write_figures, instructor.card.folder, facts, question.command))
     return facts

@@ -4,22 +4,25 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
 import torch
 from accelerate import Accelerator
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from instil.base import data
 from instil.base.average import Average
 from instil.base.config import Config
+from instil.base.config.fields import Location, RunName
 from instil.base.draws import Draws, library_seed
 from instil.base.errors import InstilError
 from instil.base.files import appearing
 from instil.base.levels import Levels, LogNormal
 from instil.base.optimizer import Adam
+from instil.base.runs.recipe import ImageTraining, RunRecipe
+from instil.base.runs.run import Report
 from instil.base.shapes import expand
 from instructors.adapters.karras import Karras
 from instructors.denoiser import Condition, Denoiser
@@ -33,12 +36,12 @@ class UNet(Config):
     """A diffusers `UNet2DModel`.
 
     Attributes:
-        channels: Of each level; the side halves between levels.
+        channels: Channels of each level; height and width halve from one level to the next.
         layers: Residual blocks per level.
-        attention: Numbers of the levels with attention, 0 the finest.
-        middle_attention: Attention at the lowest resolution.
-        dropout: In residual blocks, while training.
-        groups: Of group normalisation.
+        attention: Levels with attention, counted from 0, the finest.
+        middle_attention: Whether the middle, at the lowest resolution, has attention.
+        dropout: Dropout rate in residual blocks during training.
+        groups: Groups of the group normalisation.
     """
 
     channels: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (64, 128)
@@ -92,59 +95,40 @@ class UNet(Config):
         return network
 
 
-class Training(Config):
+class Training(ImageTraining):
     """How any denoiser is trained.
 
     Attributes:
-        levels: Noise levels of the training.
-        optimizer: Of the network.
-        steps: Updates.
-        batch: Images per update, over all processes.
-        precision: Autocast; None takes what `accelerate launch` was told.
-        seed: Of every random number.
-        average: Half-life, in images, of the average that is kept.
-        flip: Mirror every other image.
-        penalty: Against learning few images by heart; `python -m eval horizon --kappas` says
-            whether it helps and how much of it.
+        levels: The noise levels of the training.
+        optimizer: The network's optimizer.
+        flip: Whether half of the images drawn are mirrored.
+        penalty: A penalty against learning few images by heart; `python -m eval horizon --kappas`
+            says whether it helps, and how much of it.
     """
 
     levels: Levels = LogNormal()
     optimizer: Adam = Adam(lr=1e-3, betas=(0.9, 0.99), warmup=200, schedule="cosine", clip=1.0)
-    steps: PositiveInt = 10_000
-    batch: PositiveInt = 128
-    precision: Literal["no", "bf16"] | None = None
-    seed: Annotated[int, Field(ge=0)] = 0
-    average: NonNegativeFloat = 20_000.0
     flip: bool = False
     penalty: Penalty | None = None
 
 
-class TrainRecipe(Training):
-    """Everything an instructor's training depends on.
+class TrainRecipe(RunRecipe, Training):
+    """The recipe of an instructor's training.
 
     Attributes:
-        name: Of the run's folder.
-        data: As `instil.base.data.load` takes it.
+        data: Images, named as `instil.base.data.load` takes them.
         network: The architecture.
-        sigma_min: Smallest noise level, in units of images in [-1, 1].
-        sigma_max: Largest one.
-        output: Folder of all runs.
-        log_every: Updates between two lines of numbers.
-        save_every: Updates between two checkpoints.
-        keep: Checkpoints kept.
+        sigma_min: The smallest noise level, in units of images in [-1, 1].
+        sigma_max: The largest noise level.
     """
 
-    name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = "instructor"
-    data: str
+    name: RunName = "instructor"
+    data: Location
     network: UNet = UNet()
     sigma_min: PositiveFloat = 0.002
     sigma_max: PositiveFloat = 80.0
-    output: str = "runs"
-    log_every: PositiveInt = 50
-    save_every: PositiveInt = 500
-    keep: PositiveInt = 2
 
-    MAY_CHANGE: ClassVar[tuple[str, ...]] = ("steps", "output", "log_every", "save_every", "keep")
+    MAY_CHANGE: ClassVar[tuple[str, ...]] = ("steps", *RunRecipe.MAY_CHANGE)
 
 
 @dataclass
@@ -163,35 +147,12 @@ class State(Generic[D]):
         return cls(denoiser, average, recipe.optimizer.build(denoiser))
 
     def modules(self) -> dict[str, nn.Module]:
-        """What a checkpoint holds, by file name."""
+        """The modules of a checkpoint, by file name."""
         return {"denoiser": self.denoiser, "average": self.average.module}
 
     def optimizers(self) -> dict[str, Optimizer]:
-        """Likewise."""
+        """The optimizers of a checkpoint, by file name."""
         return {"optimizer": self.optimizer}
-
-
-@dataclass(frozen=True)
-class Report:
-    """One update, as tensors on the device.
-
-    Attributes:
-        step: Updates done.
-        loss: () mean weighted denoising loss.
-        norm: () gradient norm before clipping; the same on every process.
-    """
-
-    step: int
-    loss: Tensor
-    norm: Tensor
-
-    def finite(self) -> Tensor:
-        """() bool."""
-        return self.norm.isfinite()
-
-    def values(self) -> dict[str, Tensor]:
-        """What is logged."""
-        return {"loss": self.loss}
 
 
 def fresh(recipe: TrainRecipe, images: data.Images, device: torch.device) -> State[Karras]:
@@ -269,7 +230,7 @@ def train(
         norm = recipe.optimizer.update(state.optimizer, state.step, recipe.steps)
         state.step += 1
         state.average.update(state.denoiser, state.step * recipe.batch, recipe.batch)
-        yield Report(state.step, loss.detach(), norm)
+        yield Report(state.step, {"loss": loss.detach()}, norm)
 
 
 def save_pipeline(denoiser: Karras, folder: Path, card: str) -> None:

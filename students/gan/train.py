@@ -9,21 +9,24 @@ Source:
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from accelerate import Accelerator
-from pydantic import Field, NonNegativeFloat, PositiveInt
-from torch import Tensor, nn
+from pydantic import NonNegativeFloat, PositiveInt
+from torch import nn
 from torch.nn.functional import softplus
 from torch.optim import Optimizer
 
 from instil.base import data
 from instil.base.average import Average
 from instil.base.config import Config
+from instil.base.config.fields import Location, RunName
 from instil.base.draws import Draws
 from instil.base.errors import InstilError
 from instil.base.optimizer import Adam
+from instil.base.runs.recipe import ImageTraining, RunRecipe
+from instil.base.runs.run import Report
 from instructors.denoiser import UNCONDITIONAL, Condition, class_labels
 from students.gan.adversary import Adversary, r1
 from students.gan.stylegan2 import Architecture, StyleGAN2
@@ -33,13 +36,13 @@ class Network(Config):
     """The size of the generator, a `StyleGAN2`, and of the discriminator.
 
     Attributes:
-        z_dim: Length of z.
-        w_dim: Length of w.
-        mapping_layers: Layers of the mapping.
-        channel_base: A layer at resolution r has `channel_base // r` channels,
-        channel_max: but no more than these.
-        architecture: How the resolutions meet.
-        adversary: Channels of the discriminator.
+        z_dim: Length of the latent z.
+        w_dim: Length of the style vector w.
+        mapping_layers: Layers of the mapping from z to w.
+        channel_base: The channels of a layer, times its resolution.
+        channel_max: The most channels of a layer.
+        architecture: How the images of the resolutions are combined.
+        adversary: The channels of the discriminator.
     """
 
     z_dim: PositiveInt = 64
@@ -51,53 +54,30 @@ class Network(Config):
     adversary: PositiveInt = 64
 
 
-class TrainRecipe(Config):
-    """Everything the training depends on.
+class TrainRecipe(RunRecipe, ImageTraining):
+    """The recipe of an adversarial training.
 
     Attributes:
-        name: Of the run's folder.
-        data: As `instil.base.data.load` takes it.
-        network: The sizes.
-        optimizer: Of the generator.
-        adversary: Of the discriminator.
-        r1: gamma, the weight of the gradient penalty.
-        steps: Updates.
-        batch: Images per update, over all processes.
-        precision: Autocast; None takes what `accelerate launch` was told.
-        seed: Of every random number.
-        average: Half-life, in images, of the average that is kept.
-        snapshots: Updates after which the average is written as a student too, beside the end.
-        output: Folder of all runs.
-        log_every: Updates between two lines of numbers.
-        save_every: Updates between two checkpoints.
-        keep: Checkpoints kept.
+        data: Images, named as `instil.base.data.load` takes them.
+        network: The sizes of both networks.
+        optimizer: The generator's optimizer.
+        adversary: The discriminator's optimizer.
+        r1: The weight of the gradient penalty, gamma.
+        snapshots: Updates after which the average is also written as a student.
     """
 
-    name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = "gan"
-    data: str
+    name: RunName = "gan"
+    data: Location
     network: Network = Network()
     optimizer: Adam = Adam(lr=2e-3, betas=(0.0, 0.99))
     adversary: Adam = Adam(lr=2e-3, betas=(0.0, 0.99))
     r1: NonNegativeFloat = 0.1
-    steps: PositiveInt = 10_000
     batch: PositiveInt = 64
-    precision: Literal["no", "bf16"] | None = None
-    seed: Annotated[int, Field(ge=0)] = 0
-    average: NonNegativeFloat = 20_000.0
     snapshots: tuple[PositiveInt, ...] = ()
-    output: str = "runs"
     log_every: PositiveInt = 100
     save_every: PositiveInt = 1000
-    keep: PositiveInt = 2
 
-    MAY_CHANGE: ClassVar[tuple[str, ...]] = (
-        "steps",
-        "snapshots",
-        "output",
-        "log_every",
-        "save_every",
-        "keep",
-    )
+    MAY_CHANGE: ClassVar[tuple[str, ...]] = ("steps", "snapshots", *RunRecipe.MAY_CHANGE)
 
 
 @dataclass
@@ -112,7 +92,7 @@ class State:
     step: int = 0
 
     def modules(self) -> dict[str, nn.Module]:
-        """What a checkpoint holds, by file name."""
+        """The modules of a checkpoint, by file name."""
         return {
             "generator": self.generator,
             "average": self.average.module,
@@ -120,33 +100,8 @@ class State:
         }
 
     def optimizers(self) -> dict[str, Optimizer]:
-        """Likewise."""
+        """The optimizers of a checkpoint, by file name."""
         return {"optimizer": self.optimizer, "adversary-optimizer": self.adversary_optimizer}
-
-
-@dataclass(frozen=True)
-class Report:
-    """One update, as tensors on the device.
-
-    Attributes:
-        step: Updates done.
-        generator_loss: () mean.
-        adversary_loss: () mean, with the penalty.
-        norm: () sum of both gradient norms before clipping; the same on every process.
-    """
-
-    step: int
-    generator_loss: Tensor
-    adversary_loss: Tensor
-    norm: Tensor
-
-    def finite(self) -> Tensor:
-        """() bool."""
-        return self.norm.isfinite()
-
-    def values(self) -> dict[str, Tensor]:
-        """What is logged."""
-        return {"generator": self.generator_loss, "adversary": self.adversary_loss}
 
 
 def fresh(recipe: TrainRecipe, images: data.Images, device: torch.device) -> State:
@@ -217,4 +172,5 @@ def train(
         norm = norm + recipe.adversary.update(state.adversary_optimizer, state.step, recipe.steps)
         state.step += 1
         state.average.update(state.generator, state.step * recipe.batch, recipe.batch)
-        yield Report(state.step, generator_loss.detach(), loss.mean().detach(), norm)
+        losses = {"generator": generator_loss.detach(), "adversary": loss.mean().detach()}
+        yield Report(state.step, losses, norm)

@@ -17,7 +17,7 @@ import torch
 
 from distill.__main__ import RECIPES, main
 from distill.recipe import Recipe
-from eval.quality.yardstick import Yardstick
+from eval.quality.evaluator import Evaluator
 from instil.base.config import load_recipe
 from instructors.load import load
 
@@ -45,7 +45,7 @@ def warm(words: Sequence[str]) -> None:
 
     torch.set_num_threads(1)
     recipe = load_recipe(Recipe, words[0], list(words[1:]), RECIPES)
-    Yardstick(recipe.evaluation, load(recipe.instructor), torch.device("cpu"))
+    Evaluator(recipe.evaluation, load(recipe.instructor), torch.device("cpu"))
 
 
 class Forked:

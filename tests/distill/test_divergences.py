@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from distill.divergences import DMD, IKL, SIM, SiD
+from distill.divergences import DMD, IKL, SIM, Divergences, SiD
+from instil.base.config.choice import sections
 from instructors.analytic import gaussian
 
 DIM, LATENT = 4, 2
@@ -163,7 +164,17 @@ def test_a_lagging_fake_biases_the_gradient_as_predicted():
 def test_values_have_one_entry_per_sample_and_images_are_summed_over():
     sample, t, f = torch.randn(3, 5, 2, 4, 4, dtype=torch.float64)
     sigma = torch.rand(5, dtype=torch.float64) + 0.1
-    for divergence in (IKL(), DMD(), SiD(), SIM()):
+    for divergence in (each() for each in sections(Divergences).values()):
         flat = divergence(sample.flatten(1), sigma, t.flatten(1), f.flatten(1))
         torch.testing.assert_close(divergence(sample, sigma, t, f), flat)
         assert flat.shape == (5,)
+
+
+@pytest.mark.parametrize("divergence", [DMD(), SiD()])
+def test_where_the_instructor_changes_nothing_the_distance_is_clipped(divergence):
+    sample, fake = torch.randn(2, 3, DIM, dtype=torch.float64)
+    leaf = sample.clone().requires_grad_()
+    loss = divergence(leaf, torch.ones(3), sample, fake)  # T = x
+    (found,) = torch.autograd.grad(loss.sum(), leaf)
+    unclipped = {DMD: (fake - sample) / 1e-5, SiD: -(sample - fake) / 1e-5}
+    torch.testing.assert_close(found, unclipped[type(divergence)])

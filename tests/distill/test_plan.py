@@ -1,5 +1,6 @@
 """What a run will cost, against what torch's allocator says it has cost."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -64,8 +65,14 @@ def updated(recipe):
     next(reports)
 
 
-@pytest.mark.parametrize("savings", SAVINGS)
-@pytest.mark.parametrize("kind", ["unconditional", "sd", "sd3"])
+QUICK = {("unconditional", "nothing"), ("sd3", "LoRA, checkpointing")}
+PEAKS = [
+    pytest.param(*each, marks=() if each in QUICK else pytest.mark.slow)
+    for each in itertools.product(("unconditional", "sd", "sd3"), SAVINGS)
+]
+
+
+@pytest.mark.parametrize(("kind", "savings"), PEAKS)
 def test_the_peak_is_the_allocators(recipe, kind, savings):
     wanted = recipe(kind, divergence="sid", **SAVINGS[savings])
     truth = allocated(lambda: updated(wanted))
@@ -113,18 +120,12 @@ def test_a_model_that_is_not_noted_needs_the_hub():
 
 
 def test_the_fewest_micro_batches_that_fit(recipe):
-    wanted = recipe("unconditional")
+    wanted = recipe("unconditional", train={"batch": 4})
     rehearsal = Rehearsal(wanted)
-
-    def given(memory):
-        return wanted.replace(train=wanted.train.replace(memory=memory))
-
-    sizes = {n: sum(rehearsal.update(16 // n, first=n == 1).values()) for n in (1, 2, 4, 16)}
-    for number in (1, 2, 4):
-        found = fit_memory(given(f"{(sizes[number] + 1000) / 1e6} MB"), 1)
-        assert found.train.accumulation == number
-    with pytest.raises(InstilError, match=r"train.memory: 1 MB is less than the \d.\d MiB"):
-        fit_memory(given("1 MB"), 1)
+    enough = sum(rehearsal.update(2, first=False).values()) + 1000
+    memory = f"{enough / 1e6} MB"
+    found = fit_memory(wanted.replace(train=wanted.train.replace(memory=memory)), 1, rehearsal)
+    assert found.train.accumulation == 2
 
 
 class Heavy:
@@ -143,6 +144,13 @@ def test_one_micro_batch_may_need_less_than_two(batch, memory, number):
     assert fit_memory(recipe, 1, Heavy()).train.accumulation == number
 
 
+def test_an_image_that_does_not_fit():
+    recipe = load_recipe(Recipe, "digits", ["train.memory=1 MB"], RECIPES)
+    with pytest.raises(InstilError, match=r"train.memory: 1 MB is less than the \d+.\d MiB"):
+        fit_memory(recipe, 1, Heavy())
+
+
+@pytest.mark.slow
 def test_a_run_divides_its_batch_by_itself(recipe, tmp_path):
     wanted = recipe("unconditional", output=str(tmp_path))
     words = [f"instructor={wanted.instructor}", "name=x", f"output={tmp_path}", "train.steps=1"]

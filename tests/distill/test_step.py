@@ -1,9 +1,8 @@
 """The step against one reference written as plainly as the paper."""
 
-import itertools
-
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from distill.recipe import Method
 from instil.base.draws import Draws
@@ -13,31 +12,18 @@ from instructors.lora import Lora
 from instructors.low_rank import shared_copy
 from instructors.mlp import MLP
 from students.one_step import OneStep
+from tests.tools import step_driver
 
 
-@pytest.fixture(scope="module", params=[1, 2])
-def trained(request, tmp_path_factory):
+@pytest.fixture(scope="module", params=[1, pytest.param(2, marks=pytest.mark.slow)])
+def trained(request, tmp_path_factory, python):
     """What `step_driver.py` saved, under one process and two."""
-    import os
-    import subprocess
-    import sys
-    from pathlib import Path
-
     out = tmp_path_factory.mktemp("steps")
-    root = Path(__file__).parents[2]
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={request.param}"]
-    command = [
-        sys.executable,
-        *(launch if request.param > 1 else []),
-        "tests/tools/step_driver.py",
-        out,
-    ]
-    env = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "ACCELERATE_USE_CPU": "true",
-        "PYTHONPATH": str(root),
-    }
-    subprocess.run(list(map(str, command)), cwd=root, env=env, check=True, timeout=300)
+    if request.param == 1:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        step_driver.main(out)
+    else:
+        python("-m", step_driver.__name__, out, processes=request.param)
     return request.param, out
 
 
@@ -60,18 +46,6 @@ class PlainAdam:
             self.v[i] = b2 * self.v[i] + (1 - b2) * g**2
             m, v = self.m[i] / (1 - b1**self.t), self.v[i] / (1 - b2**self.t)
             p.data -= self.s.lr * m / (v.sqrt() + self.s.eps)
-
-
-def plain_divergence(kind, x, t, f):
-    """Loss per sample whose gradient with respect to x is the divergence's."""
-    if kind == "ikl":
-        return ((f - t).detach() * x).sum(1)
-    if kind == "sim":
-        return ((t - f) * (f - x)).sum(1) / ((t - f).square().sum(1) + 3 * 0.1**2).sqrt()
-    size = (x - t).abs().mean(1).detach()
-    if kind == "dmd":
-        return ((f - t).detach() * x).sum(1) / size
-    return ((t - f) * ((t - x) - 1.2 * (t - f))).sum(1) / size
 
 
 def reference(student, fake, instructor, method):
@@ -101,9 +75,9 @@ def reference(student, fake, instructor, method):
         x = student(student.prior(draws), c)
         sigma, noise = levels("divergence", method.levels)
         noisy = x + sigma[:, None] * noise
-        loss = plain_divergence(
-            method.divergence.kind, x, instructor(noisy, sigma, c), fake(noisy, sigma, c)
-        )
+        with torch.set_grad_enabled(method.divergence.jacobian):
+            t, f = instructor(noisy, sigma, c), fake(noisy, sigma, c)
+        loss = method.divergence(x, sigma, t, f)
         student_gradient = torch.autograd.grad(loss.mean(), list(student.parameters()))
         x = x.detach()
         first = (sigma, noise) if own is None else levels("fake-0", own)
@@ -125,19 +99,15 @@ def network(state):
     return built
 
 
-SETTINGS = list(itertools.product(("ikl", "dmd", "sid", "sim"), (True, False), (1, 4), (1, 3)))
-
-
-@pytest.mark.parametrize(("kind", "shared", "accumulation", "updates"), SETTINGS)
+@pytest.mark.parametrize(("kind", "shared", "accumulation", "updates"), step_driver.SETTINGS)
 def test_the_step_is_the_papers(trained, kind, shared, accumulation, updates):
     saved, start = read(trained, f"{kind}-{shared}-{accumulation}-{updates}")
     compare(saved, network(start), network(saved["instructor"]))
 
 
-@pytest.mark.parametrize("accumulation", [1, 4])
-@pytest.mark.parametrize("kind", ["ikl", "sid"])
-def test_the_step_is_the_papers_with_adapters(trained, kind, accumulation):
-    saved, start = read(trained, f"{kind}-True-{accumulation}-3-lora")
+@pytest.mark.parametrize(("kind", "shared", "accumulation", "updates"), step_driver.WITH_ADAPTERS)
+def test_the_step_is_the_papers_with_adapters(trained, kind, shared, accumulation, updates):
+    saved, start = read(trained, f"{kind}-{shared}-{accumulation}-{updates}-lora")
     instructor = network(saved["instructor"]).requires_grad_(False)
     fake = shared_copy(instructor, Lora(rank=2, alpha=3), 0, "fake.lora")
     fake.load_state_dict(start)

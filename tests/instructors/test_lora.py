@@ -151,7 +151,6 @@ def distilled(instructor, checkpointing, accumulation=1, divergence="sid", stude
             "steps": 3,
             "batch": 4,
             "accumulation": accumulation,
-            "checkpointing": checkpointing,
             "averages": [10],
         },
     )
@@ -159,8 +158,10 @@ def distilled(instructor, checkpointing, accumulation=1, divergence="sid", stude
     fake = adapted(instructor, size=0.05)
     student = OneStep(student or copy_of(instructor, None, 0, "student.lora"), 2.5)
     state = State.fresh(student, fake, method)
+    for module in (student, fake, instructor) if checkpointing else ():
+        recompute_activations(module)
     engine = Accelerator(cpu=True)
-    losses = [report.student_loss for report in train(state, instructor, method, engine)]
+    losses = [report.losses["student"] for report in train(state, instructor, method, engine)]
     return state, torch.stack(losses)
 
 

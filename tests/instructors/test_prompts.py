@@ -16,10 +16,11 @@ from distill.__main__ import main as distill
 from eval.__main__ import main as evaluate
 from eval.quality import features
 from eval.quality.clip import Clip
-from eval.quality.protocol import Protocol
-from eval.quality.yardstick import Yardstick
+from eval.quality.evaluation import Evaluation
+from eval.quality.evaluator import Evaluator
 from instil.base import data
 from instil.base.checkpoint import write_tensors
+from instil.base.config.recipes import named_recipes
 from instil.base.errors import InstilError
 from instructors.conditions.conditioning import Conditioning
 from instructors.conditions.prompts import encode, read_prompts
@@ -150,9 +151,14 @@ STAND_INS = {
 }
 
 
-@pytest.mark.parametrize("recipe", STAND_INS)
+STAND_IN_CASES = [
+    pytest.param(name, marks=() if name == "sd3" else pytest.mark.slow) for name in STAND_INS
+]
+
+
+@pytest.mark.parametrize("recipe", STAND_IN_CASES)
 def test_recipes_fit_their_families(recipe, tiny_pipeline, prompts, tmp_path):
-    text = (RECIPES / f"{recipe}.yaml").read_text()
+    text = named_recipes(RECIPES)[recipe].read_text()
     assert text.splitlines()[0] == "# not yet run by us"
     kind = STAND_INS[recipe]
     words = [recipe, f"instructor={tiny_pipeline(kind)}", "--dry-run"]
@@ -190,10 +196,14 @@ def documented():
     )
 
 
-def test_every_family_is_documented():
+def test_every_family_is_documented_by_a_sound_command(prompts, tmp_path, monkeypatch):
     assert set(documented()) == set(DOCUMENTED)
+    monkeypatch.chdir(tmp_path)  # that of prompts.txt
+    for words in documented().values():
+        assert distill([*words.split(), "--check"]) == 0, words
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", DOCUMENTED)
 def test_documented_commands_fit_their_families(family, tiny_pipeline, prompts, capsys):
     kind, words = DOCUMENTED[family], documented()[family].split()
@@ -227,7 +237,7 @@ def test_a_text_model_through_a_whole_run(tiny_pipeline, tiny_clip, prompts, tmp
     assert pipeline("a fox", **call).images[0].size == (32, 32)
 
 
-def test_a_text_model_on_the_yardstick(tiny_pipeline, prompts, tmp_path, capsys):
+def test_a_text_model_is_evaluated(tiny_pipeline, prompts, tmp_path, capsys):
     colour = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
     np.savez(tmp_path / "c.npz", images=colour, labels=np.arange(40) % 2)
     images = data.load(str(tmp_path / "c.npz"))
@@ -237,7 +247,7 @@ def test_a_text_model_on_the_yardstick(tiny_pipeline, prompts, tmp_path, capsys)
     write_tensors(tmp_path / "e.safetensors", network.state_dict(), metadata)
     reference, extractor = str(tmp_path / "c.npz"), str(tmp_path / "e.safetensors")
     folder = str(tiny_pipeline("sd"))
-    protocol = Protocol(
+    evaluation = Evaluation(
         extractor=extractor,
         reference=reference,
         samples=8,
@@ -246,7 +256,7 @@ def test_a_text_model_on_the_yardstick(tiny_pipeline, prompts, tmp_path, capsys)
         instructor_steps=2,
     )
     instructor = prepare(folder, Conditioning(prompts=str(prompts), guidance=2.0))
-    figures = Yardstick(protocol, instructor, torch.device("cpu")).instructor_figures()
+    figures = Evaluator(evaluation, instructor, torch.device("cpu")).instructor_figures()
     assert figures["fd"]["mean"] > 0
     words = ["--instructor", folder, "--reference", reference, "--extractor", extractor]
     capsys.readouterr()

@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from eval.quality.evaluation import Evaluation
+from eval.quality.evaluator import Evaluator
 from eval.quality.images import instructor_sampler
-from eval.quality.protocol import Protocol
-from eval.quality.yardstick import Yardstick
 from instil.base.config import load_recipe
 from instructors.__main__ import main
 from instructors.load import load
@@ -77,12 +77,12 @@ def test_inspect_says_what_is_in_the_folder(name, tmp_path):
 def test_the_card_is_held_to_its_word(name):
     reference, held_out = REFERENCES[name]
     figures = next(iter(json.loads((ZOO / name / "figures.json").read_text()).values()))["figures"]
-    protocol = Protocol(
+    evaluation = Evaluation(
         extractor="digits", reference=reference, held_out=held_out, samples=1200, seeds=3
     )
-    yardstick = Yardstick(protocol, load(name), torch.device("cpu"))
-    found = yardstick.score(instructor_sampler(load(name).denoiser, 18))
-    floor = yardstick.floor()["floor"]
+    evaluator = Evaluator(evaluation, load(name), torch.device("cpu"))
+    found = evaluator.score(instructor_sampler(load(name).denoiser, 18))
+    floor = evaluator.floor()["floor"]
     assert figures["fd_matched"]["mean"] < 1.5 * floor
     assert found["fd_matched"]["mean"] < 1.5 * floor
     for key in ("fd_matched", "precision", "recall", "label_accuracy", "class_tv"):

@@ -1,6 +1,6 @@
 """Trains tiny networks under every setting of the step test and saves them before and after.
 
-Run as a script, by one process or several; not imported.
+Run by one process or several.
 """
 
 import itertools
@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from distill.divergences import DMD, IKL, SIM, SiD
+from distill.divergences import Divergences
 from distill.recipe import Method
 from distill.trainer import State, train
+from instil.base.config.choice import sections
 from instil.base.levels import LogNormal
 from instil.base.runs.accelerator import finish
 from instructors.adapters.karras import Karras
@@ -23,6 +24,9 @@ from instructors.mlp import MLP
 from students.one_step import OneStep
 
 STEPS = 3
+# Kind of divergence, whether the fake score shares its levels, micro-batches, updates of the fake.
+SETTINGS = [*itertools.product(sections(Divergences), (True, False), (1, 4), (1, 3))]
+WITH_ADAPTERS = [*itertools.product(("ikl", "sid"), (True,), (1, 4), (3,))]
 
 
 def network(seed: int) -> Karras:
@@ -43,12 +47,11 @@ def adapted(instructor: Karras) -> Denoiser:
 
 def main(out: Path) -> None:
     accelerator = Accelerator(cpu=True)
-    choices = (IKL(), DMD(), SiD(alpha=1.2), SIM()), (True, False), (1, 4), (1, 3)
-    settings = [(*each, False) for each in itertools.product(*choices)]
-    settings += itertools.product((IKL(), SiD(alpha=1.2)), (True,), (1, 4), (3,), (True,))
-    for divergence, shared, accumulation, updates, lora in settings:
+    settings = [(*each, False) for each in SETTINGS] + [(*each, True) for each in WITH_ADAPTERS]
+    for kind, shared, accumulation, updates, lora in settings:
         own = None if shared else {"kind": "log_normal", "mean": 0.0}
-        method = Method(divergence=divergence).replace(
+        method = Method().replace(
+            divergence=kind,
             levels={"kind": "log_uniform"},
             fake={"updates": updates, "levels": own, "optimizer": {"lr": 3e-3}},
             optimizer={"lr": 1e-3, "betas": [0.1, 0.99], "clip": 0.5},
@@ -69,7 +72,7 @@ def main(out: Path) -> None:
         for _ in train(state, instructor, method, accelerator):
             pass
         if accelerator.is_main_process:
-            name = f"{divergence.kind}-{shared}-{accumulation}-{updates}{'-lora' * lora}.pt"
+            name = f"{kind}-{shared}-{accumulation}-{updates}{'-lora' * lora}.pt"
             torch.save(
                 {
                     "method": method.model_dump_json(),

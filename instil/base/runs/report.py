@@ -16,6 +16,7 @@ from rich.table import Table
 
 from instil.base import __version__
 from instil.base.files import write_text
+from instil.base.runs import log
 
 
 def show(title: str, rows: Sequence[Mapping[str, str]]) -> None:
@@ -30,7 +31,11 @@ def show(title: str, rows: Sequence[Mapping[str, str]]) -> None:
     fitting = (
         t for t in tables if console.measure(t, options=without_end).maximum <= console.width
     )
-    console.print(next(fitting, tables[0]))
+    shown = next(fitting, tables[0])
+    console.print(shown)
+    with console.capture() as text:
+        console.print(title, shown, sep="\n")
+    log.append(text.get().rstrip())
 
 
 def _table(rows: Sequence[Mapping[str, str]]) -> Table:

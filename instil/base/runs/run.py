@@ -2,8 +2,9 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import yaml
 from accelerate import Accelerator
@@ -15,6 +16,7 @@ from instil.base.config import validate
 from instil.base.errors import InstilError
 from instil.base.files import write_text
 from instil.base.processes import on_main
+from instil.base.runs import log
 from instil.base.runs.monitor import METRICS, Monitor, new_folder, note
 
 RECIPE = "recipe.yaml"
@@ -29,16 +31,19 @@ class State(Protocol):
     def optimizers(self) -> dict[str, Optimizer]: ...
 
 
-class Report(Protocol):
-    """One update, as tensors on the device."""
+@dataclass(frozen=True)
+class Report:
+    """One update, as tensors on the device: reading them makes a GPU wait, so read them seldom.
 
-    @property
-    def step(self) -> int: ...
-    def finite(self) -> Tensor: ...
-    def values(self) -> dict[str, Tensor]: ...
+    Attributes:
+        step: Updates done.
+        losses: () mean losses by the name they are logged under.
+        norm: () gradient norms before clipping, summed; the same on every process.
+    """
 
-
-R = TypeVar("R", bound=Report)
+    step: int
+    losses: dict[str, Tensor]
+    norm: Tensor
 
 
 class Run:
@@ -74,12 +79,14 @@ class Run:
         if found is not None:
             checkpoint.restore(found, state.modules(), state.optimizers())
             state.step = checkpoint.read_meta(found)["step"]
+        if accelerator.is_main_process:
+            log.keep(self.folder)
         self.monitor = Monitor(self.folder, steps, state.step, batch, accelerator.is_main_process)
         on_main(self._write_recipe)  # of a run that is refused, the recipe stays as it is
         if found is None:
             self.save()
 
-    def follow(self, reports: Iterator[R]) -> Iterator[R]:
+    def follow(self, reports: Iterator[Report]) -> Iterator[Report]:
         """Log, check and save as the recipe says; pass each report on when that is done.
 
         Raises:
@@ -89,14 +96,15 @@ class Run:
         finite, steps = None, self.monitor.steps
         with self.monitor:
             for report in reports:
-                finite = report.finite() if finite is None else finite & report.finite()
+                now = report.norm.isfinite()  # on every process alike, as the norms are
+                finite = now if finite is None else finite & now
                 last = report.step == steps
                 saving = report.step % self.recipe.save_every == 0 or last
                 logging = report.step % self.recipe.log_every == 0 or last
                 if (saving or logging) and not finite.item():
                     self._stop(report.step)
                 if logging:
-                    values = {key: value.item() for key, value in report.values().items()}
+                    values = {key: value.item() for key, value in report.losses.items()}
                     self.monitor.log(report.step, values)
                     self.accelerator.log(values, step=report.step)
                 if saving:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from instil.base import data
+from instil.base.card import Origin
 from instil.base.errors import InstilError
 from instil.base.runs import run
 from instil.base.runs.accelerator import accelerator_for
@@ -47,18 +48,19 @@ def begin(
     return this, images
 
 
-def card_facts(recipe: Any, images: data.Images, command: str) -> dict[str, Any]:
-    """What the card of any such training says: its recipe, data, command and machine."""
-    return recipe.model_dump() | origin(images, command)
+def origin(images: data.Images, command: str) -> Origin:
+    """The facts a card gives to programs."""
+    return Origin(data=images.source, digest=images.digest(), command=command)
 
 
-def origin(images: data.Images, command: str) -> dict[str, Any]:
-    """What the card of anything made from images says of them, and of how it was made."""
-    return {
-        "data": images.source,
-        "count": len(images),
-        "shape": images.shape,
-        "digest": images.digest(),
-        "command": command,
-        "machine": ", ".join(f"{key} {value}" for key, value in environment().items()),
-    }
+def card_lines(images: data.Images, command: str, *lines: str) -> str:
+    """A card's list: the images, the command, further lines, the machine."""
+    machine = ", ".join(f"{key} {value}" for key, value in environment().items())
+    parts = [
+        f"Data: `{images.source}`, {len(images)} images of the shape {images.shape}, "
+        f"digest {images.digest()}",
+        f"Command: `{command}`",
+        *lines,
+        f"Machine: {machine}",
+    ]
+    return "\n".join(f"- {part}" for part in parts) + "\n"
