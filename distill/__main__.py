@@ -7,10 +7,19 @@ from pathlib import Path
 
 from distill.preflight import check, overrides_from, read
 from distill.recipe import RECIPES, Recipe
-from instil.base.config import load_recipe, recipe_names
+from instil.base.config import read_overrides
+from instil.base.config.options import (
+    add_recipe_arguments,
+    answered_keys,
+    answered_show,
+    split_words,
+)
+from instil.base.config.recipes import Layer, layers, resolve
 from instil.base.errors import InstilError, command
 from instil.base.files import check_output
 from instil.base.untrusted import is_file
+
+DEFAULT = "digits"
 
 
 @command
@@ -18,18 +27,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit code, 2 for bad input."""
     parser = argparse.ArgumentParser(
         prog="accelerate launch -m distill",
-        description=__doc__,
-        epilog=f"recipes: {recipe_names(RECIPES)}",
+        description=f"{__doc__} The default recipe is {DEFAULT}.",
     )
-    parser.add_argument(
-        "arguments",
-        nargs="*",
-        metavar="RECIPE key=value",
-        help="a named recipe or a YAML file (default: digits), then changes such as train.steps=20",
-    )
-    parser.add_argument(
-        "--resume", nargs="?", const="", metavar="DIR", help="continue the newest run, or this one"
-    )
+    add_recipe_arguments(parser, RECIPES, "train.steps=20")
     parser.add_argument("--check", action="store_true", help="only check the recipe, in a second")
     parser.add_argument("--dry-run", action="store_true", help="say what it would cost, and stop")
     parser.add_argument("--processes", type=int, metavar="N", help="of --dry-run, one per device")
@@ -39,11 +39,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--images", type=float, metavar="N", help="that the hours are for")
     parser.add_argument("--json", type=Path, metavar="PATH", help="also write the table there")
     arguments = parser.parse_intermixed_args(argv)
-    if "=" in (arguments.resume or ""):  # `--resume train.steps=9`: a change, not a folder
-        arguments.arguments.append(arguments.resume)
-        arguments.resume = ""
     check_output("--json", arguments.json)
-    recipe = _recipe(arguments.arguments, arguments.resume)
+    source, changes = split_words(arguments)
+    if answered_keys(arguments, Recipe):
+        return 0
+    given = _layers(source, changes, arguments.resume)
+    recipe = resolve(Recipe, given)
+    if answered_show(arguments, recipe, given):
+        return 0
     if arguments.check:
         print(f"{recipe.name}: the recipe is sound")
         return 0
@@ -60,25 +63,23 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _recipe(words: list[str], resume: str | None) -> Recipe:
-    named = [word for word in words if "=" not in word]
-    changes = [word for word in words if "=" in word]
-    if len(named) > 1:
-        raise InstilError(f"{' '.join(named)}: expected one recipe, then key=value")
-    source = named[0] if named else "digits"
-    if resume and not named:
+def _layers(source: str | None, changes: list[str], resume: str | None) -> list[Layer]:
+    """The recipe's files, what its preflight settles, and the command line."""
+    if resume and source is None:
         places = (Path(resume), *Path(resume).parents[1:2])  # a run, or a checkpoint in one
-        found = [place / "recipe.yaml" for place in places if is_file(place / "recipe.yaml")]
-        if not found:
+        files = [place / "recipe.yaml" for place in places if is_file(place / "recipe.yaml")]
+        if not files:
             raise InstilError(f"--resume {resume}: no run there, and no checkpoint of a run")
-        source = str(found[0])
-    recipe = load_recipe(Recipe, source, changes, RECIPES)
-    if recipe.preflight is None or resume is not None:
-        return recipe
-    before = load_recipe(Recipe, source, [f"preflight={recipe.preflight}"], RECIPES)
-    preflight = overrides_from(before, read(recipe.preflight))
-    print(f"from {recipe.preflight}: {', '.join(preflight) or 'nothing to change'}")
-    return load_recipe(Recipe, source, [*preflight, *changes], RECIPES)
+        source = str(files[0])
+    given = layers(source or DEFAULT, changes, RECIPES)
+    preflight = resolve(Recipe, given).preflight
+    if preflight is None or resume is not None:
+        return given
+    *files, command_line = given
+    before = resolve(Recipe, [*files, ("", {"preflight": preflight})])
+    settled = overrides_from(before, read(preflight))
+    print(f"from {preflight}: {', '.join(settled) or 'nothing to change'}")
+    return [*files, (preflight, read_overrides(settled)), command_line]
 
 
 def _dry_run(recipe: Recipe, arguments: argparse.Namespace) -> int:

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from eval.image_sets import check_samples, digest, refuse_shared
+from eval.image_sets import check_samples, digest
 from instil.base.data import floats
 from instil.base.draws import Draws
 from instil.base.errors import InstilError
@@ -140,7 +140,6 @@ def denoising_loss_curve(
     sigmas: Sequence[float] | Tensor,
     *,
     condition: Condition = UNCONDITIONAL,
-    trained_on: Tensor | None = None,
     noise_draws: int = 4,
     seed: int = 0,
     batch: int = 256,
@@ -159,7 +158,6 @@ def denoising_loss_curve(
         sigmas: (K,) rising noise levels, at least two, within the denoiser's range. For an integral
             take 8 per decade or more.
         condition: Of all N samples.
-        trained_on: What the denoiser was fitted to, where known: refused if it shares samples.
         noise_draws: Noises per sample and level; costs N * K * noise_draws evaluations.
         seed: Of the noise.
         batch: Samples denoised at once.
@@ -168,7 +166,7 @@ def denoising_loss_curve(
 
     Raises:
         InstilError: Levels are not positive and rising or leave the denoiser's range; fewer than
-            two samples, or all equal; something is not finite; samples were trained on.
+            two samples, or all equal; something is not finite.
         ValueError: The denoiser's output has another shape than its input.
     """
     levels = check_sigmas(sigmas)
@@ -179,8 +177,6 @@ def denoising_loss_curve(
             f"[{denoiser.sigma_min:g}, {denoiser.sigma_max:g}]; choose levels inside it"
         )
     check_samples(samples)
-    if trained_on is not None:
-        refuse_shared(samples, trained_on, "held-out samples", "the training samples")
 
     def loss(clean: Tensor, noisy: Tensor, sigma: Tensor, given: Condition) -> Tensor:
         denoised = denoiser(noisy, sigma, given)

@@ -1,11 +1,10 @@
-"""Distances between laws of vectors: of samples, or where both densities are known."""
+"""Distance between two samples of vectors."""
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 from torch import Tensor
 
-from eval.curves import Estimate
 from instil.base.errors import InstilError
 
 
@@ -28,22 +27,3 @@ def wasserstein2(first: Tensor, second: Tensor) -> float:
         )
     cost = cdist(first.detach().cpu().numpy(), second.detach().cpu().numpy(), "sqeuclidean")
     return float(np.sqrt(cost[linear_sum_assignment(cost)].mean()))
-
-
-def density_distances(first: Tensor, second: Tensor) -> tuple[Estimate, Estimate]:
-    """KL(p || q) in nats and the total variation of p and q, of known densities.
-
-    Args:
-        first: (N,) log p at N samples of p.
-        second: (N,) log q at the same samples.
-
-    Raises:
-        InstilError: They are not of as many samples, or fewer than two.
-    """
-    if first.shape != second.shape or first.dim() != 1 or len(first) < 2:
-        raise InstilError(
-            f"log-densities of the shapes {tuple(first.shape)} and {tuple(second.shape)}: expected "
-            "one number for each of two samples or more"
-        )
-    ratio = first.double() - second.double()
-    return Estimate.of(ratio), Estimate.of(1 - (-ratio).exp().clamp(max=1))

@@ -5,7 +5,8 @@ import shlex
 import sys
 from pathlib import Path
 
-from instil.base.config import load_recipe, recipe_names
+from instil.base.config import load_recipe
+from instil.base.config.options import add_recipe_arguments, asked_recipe
 from instil.base.errors import InstilError, command
 from instil.base.files import check_output
 from instil.base.runs.monitor import note
@@ -21,13 +22,8 @@ def main(argv: list[str] | None = None) -> int:
         "train",
         help="train an instructor on images",
         description="Train an instructor on a folder, .zip, .npz or embedded set of images.",
-        epilog=f"recipes: {recipe_names(RECIPES)}",
     )
-    train.add_argument("recipe", nargs="?", help="a named recipe, a YAML file, or key=value")
-    train.add_argument("overrides", nargs="*", metavar="key=value", help="such as data=photos/")
-    train.add_argument(
-        "--resume", nargs="?", const="", metavar="DIR", help="continue the newest run, or this one"
-    )
+    add_recipe_arguments(train, RECIPES, "data=photos/")
     moved = commands.add_parser("transfer", help="adapt an instructor to few images, by one arm")
     moved.add_argument("--source", required=True, help="a folder, an embedded name or a hub id")
     moved.add_argument("--data", required=True, metavar="SOURCE", help="images of one's own")
@@ -57,14 +53,13 @@ def main(argv: list[str] | None = None) -> int:
     command_line = f"python -m instructors {shlex.join(words)}"
     if arguments.command == "transfer":
         return _transfer(arguments, command_line)
-    source, overrides = arguments.recipe, arguments.overrides
-    if source and "=" in source:
-        source, overrides = None, [source, *overrides]
-    from instructors.training.session import session  # torch takes seconds to import
+    from instructors.training.run import run_training  # torch takes seconds to import
     from instructors.training.train import TrainRecipe
 
-    recipe = load_recipe(TrainRecipe, source, overrides, RECIPES)
-    folder = session(recipe, arguments.resume, command_line)
+    recipe = asked_recipe(arguments, TrainRecipe, RECIPES)
+    if recipe is None:
+        return 0
+    folder = run_training(recipe, arguments.resume, command_line)
     note(f"instructor: {folder}")
     return 0
 

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from instil.base.config import load_recipe, read_overrides, recipe_names, validate
+from instil.base.config import read_overrides, validate
+from instil.base.config.options import add_recipe_arguments, asked_recipe
 from instil.base.errors import InstilError, command
 from instil.base.files import check_output
 from instil.base.runs.monitor import note
@@ -32,14 +33,9 @@ def main(argv: list[str] | None = None) -> int:
         "train",
         help="train a small GAN: something to refine",
         description="Train a small GAN on a folder, .zip, .npz or embedded set of images.",
-        epilog=f"recipes: {recipe_names(RECIPES)}",
         allow_abbrev=False,
     )
-    train.add_argument("recipe", nargs="?", help="a named recipe, a YAML file, or key=value")
-    train.add_argument("overrides", nargs="*", metavar="key=value", help="such as data=photos/")
-    train.add_argument(
-        "--resume", nargs="?", const="", metavar="DIR", help="continue the newest run, or this one"
-    )
+    add_recipe_arguments(train, RECIPES, "data=photos/")
     train.set_defaults(run=_train, json=None)
 
     inspect = commands.add_parser(
@@ -66,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     sample.set_defaults(run=_sample)
 
     arguments = parser.parse_args(argv)
-    arguments.words = argv if argv is not None else sys.argv[1:]
+    arguments.typed = argv if argv is not None else sys.argv[1:]
     check_output("--json", arguments.json)
     facts = arguments.run(arguments)
     if arguments.json:
@@ -91,15 +87,14 @@ def _source(arguments: argparse.Namespace) -> Source:
 
 
 def _train(arguments: argparse.Namespace) -> dict[str, Any]:
-    source, overrides = arguments.recipe, arguments.overrides
-    if source and "=" in source:
-        source, overrides = None, [source, *overrides]
-    from students.gan.session import session  # torch takes seconds to import
+    from students.gan.run import run_training  # torch takes seconds to import
     from students.gan.train import TrainRecipe
 
-    recipe = load_recipe(TrainRecipe, source, overrides, RECIPES)
-    told = f"python -m students {shlex.join(arguments.words)}"
-    folder = session(recipe, arguments.resume, told)
+    recipe = asked_recipe(arguments, TrainRecipe, RECIPES)
+    if recipe is None:
+        return {}
+    told = f"python -m students {shlex.join(arguments.typed)}"
+    folder = run_training(recipe, arguments.resume, told)
     note(f"student: {folder}")
     return {"student": str(folder)}
 
@@ -114,7 +109,7 @@ def _inspect(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _convert(arguments: argparse.Namespace) -> dict[str, Any]:
-    from students.gan.session import save
+    from students.gan.run import save
     from students.gan.stylegan2 import StyleGAN2
     from students.load import load
 
@@ -127,7 +122,7 @@ def _convert(arguments: argparse.Namespace) -> dict[str, Any]:
     student = load(source)
     if not isinstance(student, StyleGAN2):
         raise InstilError(f"{source.weights}: is made by a factory, so there is nothing to convert")
-    told = f"python -m students {shlex.join(arguments.words)}"
+    told = f"python -m students {shlex.join(arguments.typed)}"
     save(student, folder, CONVERTED.format(name=folder.name, command=told))
     note(f"student: {folder}")
     return {"student": str(folder)}

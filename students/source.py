@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from instil.base.config import Config
+from instil.base.config.fields import Location
 
 
 def _listed(value: Any) -> Any:
@@ -63,7 +64,7 @@ class Source(Call):
         ignore: Names of tensors, `*` allowed, that may be missing, left over, or of another shape.
     """
 
-    weights: str
+    weights: Location
     factory: Annotated[str, Field(pattern=r"^.+[:.]\w+$")] | None = None
     arguments: Mapping[str, Any] = {}
     key: str | None = None

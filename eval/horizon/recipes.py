@@ -17,6 +17,7 @@ from eval.image_sets import some
 from eval.questions import Horizon
 from instil.base import data
 from instil.base.config import load_recipe, recipe_names
+from instil.base.config.recipes import named_recipes
 from instil.base.errors import InstilError
 from instil.base.runs import run
 from instil.base.runs.accelerator import accelerator_for
@@ -110,7 +111,7 @@ def recipe_of(source: str, overrides: Sequence[str]) -> TrainRecipe:
     """
     near = (Path(source) / run.RECIPE, Path(source).parent / run.RECIPE)
     stored = next((str(path) for path in near if Path(source).is_dir() and path.exists()), source)
-    if not Path(stored).is_file() and not (RECIPES / f"{stored}.yaml").is_file():
+    if not Path(stored).is_file() and stored not in named_recipes(RECIPES):
         raise InstilError(
             f"--model {source}: no recipe to train folds by (a file, a run's folder, or one of "
             f"{recipe_names(RECIPES)}); give --folds 1 and images the model was not trained on"

@@ -1,25 +1,4 @@
-"""What a frozen linear latent space costs on other data: exact laws.
-
-A latent space is an orthonormal basis U (d, m) and an offset c; its denoisers decode into c +
-span U, D_U(x) = c + U f(U'(x - c)), and f is the best one. With P = I - UU', data N(mu, S),
-s = sigma^2, phi(l) = l^2/(l + s) and K(l) = (l/s - log(1 + l/s))/2, each acting on eigenvalues:
-
-    (1)  s^2 error = |P(mu - c)|^2 + tr phi(S) - tr phi(U'SU)       error: squared score error
-    (2)  price = |P(mu - c)|^2/(2s) + tr K(S) - tr K(U'SU)          KL of the data's law at sigma
-                                                                    from its projection's, nats
-    (3)  for S = l AA' + t I with angles a_i between A and U, both (d, k):
-         s^2 error = sum_i [phi(l + t) - phi(l cos^2 a_i + t)]      misalignment
-                   + (d - k) phi(t)                                 ambient noise
-    (4)  v AA' + w BB' has the eigenvalues ((v + w) +- sqrt((v + w)^2 - 4 v w sin^2 a_i))/2
-
-The price is the integral of sigma * error from sigma to infinity, which `eval.curves` measures on
-data. What the ambient noise costs can be bought back by one scalar per sigma that shrinks what lies
-outside the space (the noise-aware class); what the misalignment costs cannot.
-
-Source:
-    The setting is that of Yu and Yu, "On the Limits of Latent Reuse in Diffusion Models", arXiv
-    2605.13448. These laws are derived here and hold with equality; they are not its theorems.
-"""
+"""Principal angles between linear latent spaces, and when to relearn a space."""
 
 import math
 from collections.abc import Sequence

@@ -14,21 +14,19 @@ space that its Jacobian spans, with angles to the data of its own.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from eval.curves import Estimate, LossCurve, denoising_loss_curve, loss_gap
+from eval.curves import Estimate
 from eval.latents.angles import Levels, principal_angles
 from instil.base.data import floats
 from instil.base.draws import Draws
 from instil.base.errors import InstilError
 from instil.base.runs.monitor import track
 from instructors import codec
-from instructors.denoiser import Denoiser
-from instructors.load import read_autoencoder
+from instructors.models import read_autoencoder
 
 
 @dataclass(frozen=True)
@@ -152,38 +150,6 @@ def reuse_sigma(residual: Tensor, nats: float) -> float:
     if not nats > 0:
         raise InstilError(f"tolerance {nats:g} nats: expected more than 0")
     return math.sqrt(residual.double().mean().item() / (2 * nats))
-
-
-def autoencoder_price(
-    fit: Callable[[Tensor], Denoiser],
-    train: Tensor,
-    reconstructed: Tensor,
-    held_out: Tensor,
-    sigmas: Sequence[float] | Tensor,
-    **settings: Any,
-) -> LossCurve:
-    """The price as a gap of loss curves, between denoisers fitted by one recipe.
-
-    Args:
-        fit: Makes a denoiser of samples (M, *shape).
-        train: (M, *shape) of the target.
-        reconstructed: g(e(x)) of them.
-        held_out: (N, *shape) of the target.
-        sigmas: (K,) noise levels.
-        settings: Further keywords of `denoising_loss_curve`.
-
-    Returns:
-        The loss of the denoiser of reconstructions less that of the denoiser of data;
-        `integrate_gap` makes nats of it.
-
-    Raises:
-        InstilError: Training and held-out samples overlap, or as `denoising_loss_curve` says.
-    """
-    curves = (
-        denoising_loss_curve(fit(samples), held_out, sigmas, trained_on=train, **settings)
-        for samples in (reconstructed, train)
-    )
-    return loss_gap(*curves)
 
 
 @dataclass(frozen=True)

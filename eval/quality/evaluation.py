@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt
 
 from instil.base.config import Config
+from instil.base.config.fields import Location
 
 
 class Evaluation(Config):
@@ -32,16 +33,16 @@ class Evaluation(Config):
         batch: Images generated at once.
     """
 
-    extractor: str | None = None
-    weights: str | None = None
-    reference: str = "instructor"
-    held_out: str | None = None
+    extractor: Location | None = None
+    weights: Location | None = None
+    reference: Location = "instructor"
+    held_out: Location | None = None
     samples: Annotated[int, Field(ge=2)] = 10_000
     seeds: PositiveInt = 3
     instructor_steps: PositiveInt = 18
     every: PositiveInt | None = None
     quick_samples: Annotated[int, Field(ge=2)] = 2_000
-    clip: str | None = None
+    clip: Location | None = None
     quick_reference: Literal["reference", "instructor"] = "reference"
     patience: PositiveInt | None = None
     batch: PositiveInt = 250

@@ -2,28 +2,14 @@
 
 An arm (see `instructors.transfer.arms`) is any way to fit a model to samples. Each is fitted to all
 folds but one and scored on that one, with the same folds and noise for all, so that differences
-are paired. What is compared is held-out loss in nats per sample: minus log-density for a flow, the
-integral of the denoising loss for a diffusion (`eval.curves`).
-
-When transfer turns negative is known exactly where everything is linear and Gaussian: a target
-x = C B_t' z + tau n in R^d, z ~ N(0, I_p), and the source's embedding h = B_s' z in R^r, both B
-orthonormal. With S = B_t'(I - B_s B_s')B_t, whose eigenvalues are the squared sines of the
-principal angles between the two, least squares on n samples risks
-
-    (1)  frozen   tr(tau^2 I + C S C') (1 + r / (n - r - 1))
-    (2)  scratch  tau^2 d (1 + p / (n - p - 1))
-    (3)  n_neg = p + 1 + tau^2 d (p - r) / tr(C S C')    above it, (1) exceeds (2)
-    (4)  embedding gap  I(x; z | h) = 1/2 log det(tau^2 I + C S C') - d log tau
-
-and the gap (4), the information on x that the borrowed embedding does not pass on, is the least KL
-of any model that sees h alone. For networks the working rule is: transfer helps if the gap is less
-than what scratch loses against a transfer whose embedding is right. The arm `frozen` sees h alone,
-`finetune` and `scratch` may learn an embedding of their own: their difference estimates the gap.
+are paired. The arm `frozen` sees the source's embedding h alone, `finetune` and `scratch` may learn
+an embedding of their own: their difference estimates the embedding gap, the information on the
+target that the borrowed embedding does not pass on. Transfer helps if the gap is less than what
+`scratch` loses for want of samples. The exact linear case is in `experiments.transfer.laws`.
 
 Source:
     Tian and Shen, "Enhancing Accuracy in Generative Models via Knowledge Transfer", arXiv
-    2405.16837, name cross-validation against negative transfer and give no procedure. (1) to (3)
-    are the risk of least squares with Gaussian design; the procedure is ours.
+    2405.16837, name cross-validation against negative transfer and give no procedure.
 """
 
 from collections.abc import Mapping, Sequence

@@ -7,11 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.harness import Rows
+from eval.answer import Rows
 from eval.curves import Estimate, cross_entropy, integrate_gap
 from eval.latents.autoencoders import (
     Autoencoder,
-    autoencoder_price,
     local_angles,
     reconstruct,
     reconstruction_kl_bound,
@@ -20,6 +19,7 @@ from eval.latents.autoencoders import (
 )
 from eval.latents.reuse import sigma_within
 from experiments.experiment import Experiment
+from experiments.latents.laws import autoencoder_price
 from instil.base import data
 from instil.base.draws import Draws
 from instructors.analytic import empirical, fit_gaussian

@@ -1,11 +1,35 @@
-"""Exact laws of latent spaces, against which the claims of arXiv 2605.13448 are checked."""
+"""Exact laws of latent spaces, against which the claims of arXiv 2605.13448 are checked.
 
+A latent space is an orthonormal basis U (d, m) and an offset c; its denoisers decode into c +
+span U, D_U(x) = c + U f(U'(x - c)), and f is the best one. With P = I - UU', data N(mu, S),
+s = sigma^2, phi(l) = l^2/(l + s) and K(l) = (l/s - log(1 + l/s))/2, each acting on eigenvalues:
+
+    (1)  s^2 error = |P(mu - c)|^2 + tr phi(S) - tr phi(U'SU)       error: squared score error
+    (2)  price = |P(mu - c)|^2/(2s) + tr K(S) - tr K(U'SU)          KL of the data's law at sigma
+                                                                    from its projection's, nats
+    (3)  for S = l AA' + t I with angles a_i between A and U, both (d, k):
+         s^2 error = sum_i [phi(l + t) - phi(l cos^2 a_i + t)]      misalignment
+                   + (d - k) phi(t)                                 ambient noise
+    (4)  v AA' + w BB' has the eigenvalues ((v + w) +- sqrt((v + w)^2 - 4 v w sin^2 a_i))/2
+
+The price is the integral of sigma * error from sigma to infinity, which `eval.curves` measures on
+data. What the ambient noise costs can be bought back by one scalar per sigma that shrinks what lies
+outside the space (the noise-aware class); what the misalignment costs cannot.
+
+Source:
+    The setting is that of Yu and Yu, "On the Limits of Latent Reuse in Diffusion Models", arXiv
+    2605.13448. These laws are derived here and hold with equality; they are not its theorems.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from eval.curves import LossCurve, denoising_loss_curve, loss_gap
+from eval.image_sets import refuse_shared
 from eval.latents.angles import Levels, orthonormal
 from instil.base.errors import InstilError
 from instil.base.shapes import expand
@@ -264,3 +288,36 @@ class LatentDenoiser(Denoiser):
         gain = expand(self.outside / (self.outside + sigma**2), noisy)
         inner = self.inner(latent, sigma, condition) - gain * latent
         return self.offset + inner @ self.basis.mT + gain * apart
+
+
+def autoencoder_price(
+    fit: Callable[[Tensor], Denoiser],
+    train: Tensor,
+    reconstructed: Tensor,
+    held_out: Tensor,
+    sigmas: Sequence[float] | Tensor,
+    **settings: Any,
+) -> LossCurve:
+    """The price as a gap of loss curves, between denoisers fitted by one recipe.
+
+    Args:
+        fit: Makes a denoiser of samples (M, *shape).
+        train: (M, *shape) of the target.
+        reconstructed: g(e(x)) of them.
+        held_out: (N, *shape) of the target.
+        sigmas: (K,) noise levels.
+        settings: Further keywords of `denoising_loss_curve`.
+
+    Returns:
+        The loss of the denoiser of reconstructions less that of the denoiser of data;
+        `integrate_gap` makes nats of it.
+
+    Raises:
+        InstilError: Training and held-out samples overlap, or as `denoising_loss_curve` says.
+    """
+    refuse_shared(held_out, train, "held-out samples", "the training samples")
+    curves = (
+        denoising_loss_curve(fit(samples), held_out, sigmas, **settings)
+        for samples in (reconstructed, train)
+    )
+    return loss_gap(*curves)

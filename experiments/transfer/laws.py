@@ -1,4 +1,18 @@
-"""Exact laws of transfer, against which the claims of arXiv 2405.16837 are checked."""
+"""Exact laws of transfer, against which the claims of arXiv 2405.16837 are checked.
+
+When transfer turns negative is known exactly where everything is linear and Gaussian: a target
+x = C B_t' z + tau n in R^d, z ~ N(0, I_p), and the source's embedding h = B_s' z in R^r, both B
+orthonormal. With S = B_t'(I - B_s B_s')B_t, whose eigenvalues are the squared sines of the
+principal angles between the two, least squares on n samples risks
+
+    (1)  frozen   tr(tau^2 I + C S C') (1 + r / (n - r - 1))
+    (2)  scratch  tau^2 d (1 + p / (n - p - 1))
+    (3)  n_neg = p + 1 + tau^2 d (p - r) / tr(C S C')    above it, (1) exceeds (2)
+    (4)  embedding gap  I(x; z | h) = 1/2 log det(tau^2 I + C S C') - d log tau
+
+and the gap (4), the information on x that the borrowed embedding does not pass on, is the least KL
+of any model that sees h alone. (1) to (3) are the risk of least squares with Gaussian design.
+"""
 
 import math
 from collections.abc import Callable, Mapping

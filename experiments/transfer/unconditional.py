@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.harness import Rows
+from eval.answer import Rows
 from eval.curves import Estimate
-from eval.distances import density_distances, wasserstein2
+from eval.distances import wasserstein2
+from experiments.distances import density_distances
 from experiments.experiment import Experiment
 from instil.base.draws import Draws
 from instil.base.early_stopping import EarlyStopping

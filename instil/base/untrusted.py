@@ -17,8 +17,13 @@ def is_file(name: str | Path) -> bool:
 
 
 def is_dir(name: str | Path) -> bool:
-    """Whether there is a folder; likewise."""
-    return os.path.isdir(name)  # noqa: PTH112, as above
+    """Whether there is a folder; False, not an error, of a name that no folder can have."""
+    return os.path.isdir(name)  # noqa: PTH112, Path's raises where a name is too long
+
+
+def exists(name: str | Path) -> bool:
+    """Whether there is anything; False, not an error, of a name that nothing can have."""
+    return os.path.exists(name)  # noqa: PTH110, Path's raises where a name is too long
 
 
 def check(content: Any, source: str, most: int = MOST_VALUES) -> None:

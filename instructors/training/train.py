@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from instil.base import data
 from instil.base.average import Average
 from instil.base.config import Config
+from instil.base.config.fields import Location, RunName
 from instil.base.draws import Draws, library_seed
 from instil.base.errors import InstilError
 from instil.base.files import appearing
@@ -35,12 +36,12 @@ class UNet(Config):
     """A diffusers `UNet2DModel`.
 
     Attributes:
-        channels: Of each level; the side halves between levels.
+        channels: Channels of each level; height and width halve from one level to the next.
         layers: Residual blocks per level.
-        attention: Numbers of the levels with attention, 0 the finest.
-        middle_attention: Attention at the lowest resolution.
-        dropout: In residual blocks, while training.
-        groups: Of group normalisation.
+        attention: Levels with attention, counted from 0, the finest.
+        middle_attention: Whether the middle, at the lowest resolution, has attention.
+        dropout: Dropout rate in residual blocks during training.
+        groups: Groups of the group normalisation.
     """
 
     channels: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (64, 128)
@@ -100,7 +101,7 @@ class Training(ImageTraining):
     Attributes:
         levels: The noise levels of the training.
         optimizer: The network's optimizer.
-        flip: Mirror every other image.
+        flip: Whether half of the images drawn are mirrored.
         penalty: A penalty against learning few images by heart; `python -m eval horizon --kappas`
             says whether it helps, and how much of it.
     """
@@ -121,8 +122,8 @@ class TrainRecipe(RunRecipe, Training):
         sigma_max: The largest noise level.
     """
 
-    name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = "instructor"
-    data: str
+    name: RunName = "instructor"
+    data: Location
     network: UNet = UNet()
     sigma_min: PositiveFloat = 0.002
     sigma_max: PositiveFloat = 80.0

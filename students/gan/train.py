@@ -9,11 +9,11 @@ Source:
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 import torch
 from accelerate import Accelerator
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import NonNegativeFloat, PositiveInt
 from torch import nn
 from torch.nn.functional import softplus
 from torch.optim import Optimizer
@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from instil.base import data
 from instil.base.average import Average
 from instil.base.config import Config
+from instil.base.config.fields import Location, RunName
 from instil.base.draws import Draws
 from instil.base.errors import InstilError
 from instil.base.optimizer import Adam
@@ -35,9 +36,9 @@ class Network(Config):
     """The size of the generator, a `StyleGAN2`, and of the discriminator.
 
     Attributes:
-        z_dim: Length of z.
-        w_dim: Length of w.
-        mapping_layers: Layers of the mapping.
+        z_dim: Length of the latent z.
+        w_dim: Length of the style vector w.
+        mapping_layers: Layers of the mapping from z to w.
         channel_base: The channels of a layer, times its resolution.
         channel_max: The most channels of a layer.
         architecture: How the images of the resolutions are combined.
@@ -65,8 +66,8 @@ class TrainRecipe(RunRecipe, ImageTraining):
         snapshots: Updates after which the average is also written as a student.
     """
 
-    name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = "gan"
-    data: str
+    name: RunName = "gan"
+    data: Location
     network: Network = Network()
     optimizer: Adam = Adam(lr=2e-3, betas=(0.0, 0.99))
     adversary: Adam = Adam(lr=2e-3, betas=(0.0, 0.99))

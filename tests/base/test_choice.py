@@ -83,6 +83,17 @@ def test_it_survives_its_own_yaml_and_changes_on_top(own):
     assert load_recipe(Recipe, "again.yaml", ["levels=log_normal"], own).levels.std == 1.2
 
 
+def test_a_file_may_be_named_too(own):
+    (own / "more.py").write_text(OWN)
+    first = recipe(divergence={"kind": "./more.py:Reverse", "power": 3.0})
+    assert first.divergence.power == 3.0
+    kind = first.model_dump()["divergence"]["kind"]
+    assert kind == "more.py:Reverse"
+    assert recipe(**{"divergence": {"kind": kind, "power": 3.0}}).divergence.power == 3.0
+    with pytest.raises(InstilError, match=r"divergence\.pover: unknown key; did you mean diver"):
+        recipe(divergence={"kind": kind, "pover": 3.0})
+
+
 def test_an_instance_is_passed_as_it_is():
     class Mine(LevelDistribution):
         def quantile(self, uniform, low, high):

@@ -11,8 +11,9 @@ from instil.base.errors import InstilError, one_message
 from instructors.nvidia.checkpoint import read_checkpoint
 from students.load import load
 from students.source import Source
-from tests.checks import crafted, hostile, mutations, pickles
-from tests.checks.sandbox import Outcome, hunt
+from tests.checks.hostile import __main__ as hostile
+from tests.checks.hostile import crafted, mutations, pickles
+from tests.checks.hostile.sandbox import Outcome, hunt
 
 CASES = {"recipes": 100, "checkpoints": 60, "safetensors": 60, "pickles": 80, "images": 100}
 
@@ -78,7 +79,7 @@ def misbehave(number, folder):
 
 
 def test_the_sandbox_sees_every_kind_of_fault(monkeypatch):
-    monkeypatch.setattr("tests.checks.sandbox.SECONDS", 3.0)
+    monkeypatch.setattr("tests.checks.hostile.sandbox.SECONDS", 3.0)
     found = list(hunt(misbehave, range(8)))
     reasons = ("KeyError", "not done in", "MB", "left something", "no", "exit code 3", "", "Memory")
     assert [each.number for each in found] == list(range(8))
@@ -142,7 +143,7 @@ def test_a_large_picture_is_refused_before_it_is_decoded(tmp_path):
 
 
 def mutations_of_images():
-    from tests.checks.images import bombs
+    from tests.checks.hostile.images import bombs
 
     return bombs()
 

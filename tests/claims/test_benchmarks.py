@@ -25,8 +25,9 @@ from instructors.adapters.karras import Karras
 from instructors.analytic import mixture
 from instructors.denoiser import UNCONDITIONAL
 from instructors.mlp import MLP
+from tests.checks.bounds import lower_bounds
 from tests.checks.documented import commands, words
-from tests.checks.matrix import counts, lower_bounds
+from tests.checks.matrix import counts
 from tests.checks.traces import differences, phase
 
 
@@ -56,6 +57,7 @@ def test_a_gaussian_leaves_a_mode_only_if_levels_join_them():
     assert disjoint.remaining(2.5, law) == pytest.approx(0.0218, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_the_rings_measure_knows_its_own_law_and_a_lost_mode():
     law = ring.law()
     draws = Draws.of_range(5, 0, 0, ring.SAMPLES)

@@ -65,7 +65,7 @@ def test_the_gaussian_family_at_its_golden_values():
     assert math.isclose(facts["16"]["simulated"], 2.2268, rel_tol=0.12)
 
 
-@pytest.mark.parametrize("number", ["002.1", "002.8"])
+@pytest.mark.parametrize("number", [pytest.param("002.1", marks=pytest.mark.slow), "002.8"])
 def test_claims_hold_at_reduced_size(number):
     rows, facts = experiments()[number].run(0.1)
     assert facts["holds"], rows

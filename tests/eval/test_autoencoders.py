@@ -12,7 +12,6 @@ from scipy.stats import norm
 from eval.curves import integrate_gap
 from eval.latents.autoencoders import (
     Autoencoder,
-    autoencoder_price,
     load_autoencoder,
     local_angles,
     reconstruct,
@@ -20,7 +19,7 @@ from eval.latents.autoencoders import (
     residuals,
     reuse_sigma,
 )
-from experiments.latents.laws import latent_kl
+from experiments.latents.laws import autoencoder_price, latent_kl
 from instil.base.draws import Draws
 from instil.base.errors import InstilError
 from instructors.analytic import fit_gaussian

@@ -286,14 +286,6 @@ def test_outputs_that_are_no_denoised_samples():
         denoising_loss_curve(broken, FINE, [0.1, 1.0])
 
 
-def test_training_samples_are_not_held_out():
-    x = torch.randn(10, 3)
-    law = empirical(x[:6])
-    with pytest.raises(InstilError, match="share 2 samples"):
-        denoising_loss_curve(law, x[4:], [0.1, 1.0], trained_on=x[:6])
-    denoising_loss_curve(law, x[6:], [0.1, 1.0], trained_on=x[:6])
-
-
 def test_repeated_samples_and_other_scales_are_seen(capsys):
     x = torch.tensor([[1.0, 2.0], [3.0, 4.0], [1.0, 2.0]])
     assert distinct(x).tolist() == [0, 1]

@@ -6,7 +6,8 @@ import pytest
 import torch
 from scipy.stats import norm
 
-from eval.distances import density_distances, wasserstein2
+from eval.distances import wasserstein2
+from experiments.distances import density_distances
 from instil.base.errors import InstilError
 
 

@@ -1,6 +1,7 @@
 """The commands of a transfer, and what a preflight may change in a distillation."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -113,11 +114,11 @@ def test_the_command_line_comes_last(flight, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ["digits-0-4", f"preflight={flight}", "evaluation.reference=digits", "--check"]
     assert distill(words) == 0
-    from distill.__main__ import _recipe
-
-    recipe = _recipe(words[:-1], None)
-    assert recipe.evaluation.reference == "digits"
-    assert recipe.instructor.endswith("p-instructor")
+    capsys.readouterr()
+    assert distill([*words[:-1], "--show"]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"reference: digits +# command line", shown)
+    assert re.search(rf"instructor: \S+p-instructor +# {flight}", shown)
 
 
 def test_the_same_seed_gives_the_same_answer():

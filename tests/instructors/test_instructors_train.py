@@ -75,6 +75,7 @@ def test_two_processes_train_what_one_does(words, tmp_path, python):
         torch.testing.assert_close(tensor, two[name], rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_it_learns_the_empirical_denoiser_of_few_images(tmp_path):
     """Two flat images: the exact denoiser is known at every level."""
     images = np.stack([np.full((8, 8), 64), np.full((8, 8), 192)]).astype(np.uint8)

@@ -121,6 +121,7 @@ def test_no_penalty_and_one_of_strength_zero_are_the_same(tmp_path):
     assert one == two
 
 
+@pytest.mark.slow
 def test_a_strong_reference_penalty_makes_the_gaussians_denoiser(tmp_path):
     words = ["train", "data=digits:0-1", *TINY, "steps=200", "batch=32", f"output={tmp_path}"]
     assert main([*words, "name=none"]) == 0

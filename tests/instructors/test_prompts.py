@@ -20,6 +20,7 @@ from eval.quality.evaluation import Evaluation
 from eval.quality.evaluator import Evaluator
 from instil.base import data
 from instil.base.checkpoint import write_tensors
+from instil.base.config.recipes import named_recipes
 from instil.base.errors import InstilError
 from instructors.conditions.conditioning import Conditioning
 from instructors.conditions.prompts import encode, read_prompts
@@ -150,9 +151,14 @@ STAND_INS = {
 }
 
 
-@pytest.mark.parametrize("recipe", STAND_INS)
+STAND_IN_CASES = [
+    pytest.param(name, marks=() if name == "sd3" else pytest.mark.slow) for name in STAND_INS
+]
+
+
+@pytest.mark.parametrize("recipe", STAND_IN_CASES)
 def test_recipes_fit_their_families(recipe, tiny_pipeline, prompts, tmp_path):
-    text = (RECIPES / f"{recipe}.yaml").read_text()
+    text = named_recipes(RECIPES)[recipe].read_text()
     assert text.splitlines()[0] == "# not yet run by us"
     kind = STAND_INS[recipe]
     words = [recipe, f"instructor={tiny_pipeline(kind)}", "--dry-run"]
@@ -190,10 +196,14 @@ def documented():
     )
 
 
-def test_every_family_is_documented():
+def test_every_family_is_documented_by_a_sound_command(prompts, tmp_path, monkeypatch):
     assert set(documented()) == set(DOCUMENTED)
+    monkeypatch.chdir(tmp_path)  # that of prompts.txt
+    for words in documented().values():
+        assert distill([*words.split(), "--check"]) == 0, words
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", DOCUMENTED)
 def test_documented_commands_fit_their_families(family, tiny_pipeline, prompts, capsys):
     kind, words = DOCUMENTED[family], documented()[family].split()

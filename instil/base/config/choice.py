@@ -2,10 +2,11 @@
 
 import functools
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel, Field, GetCoreSchemaHandler, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, InitErrorDetails, core_schema
 
 from instil.base.config import own
@@ -23,7 +24,7 @@ def kind_of(model: type[BaseModel]) -> str:
     """The `kind` that names a class in a recipe."""
     if model in _OURS:
         return model.model_fields["kind"].default
-    return f"{model.__module__}:{model.__qualname__}"
+    return own.name_of(model)
 
 
 class OneOf:
@@ -75,6 +76,14 @@ def _own(kind: str, content: Mapping[str, Any], base: type[BaseModel]) -> BaseMo
 def _under(kind: str, fault: Any) -> InitErrorDetails:
     details = {key: fault[key] for key in ("type", "input", "ctx") if key in fault}
     return InitErrorDetails(loc=(kind, *fault["loc"]), **details)
+
+
+def fields_of(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """All fields of a recipe by dotted key, those of every kind included."""
+    for name, field in model.model_fields.items():
+        yield prefix + name, field
+        for section in sections(field.rebuild_annotation()).values():
+            yield from fields_of(section, f"{prefix}{name}.")
 
 
 def sections(annotation: Any) -> dict[str, type[BaseModel]]:

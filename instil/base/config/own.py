@@ -27,6 +27,15 @@ FOREIGN = (
 )
 
 
+_FILES: dict[str, str] = {}  # what was loaded by the name of a file, by the name of its module
+
+
+def name_of(model: type) -> str:
+    """The name that `load` finds a class by."""
+    place = _FILES.get(model.__module__, model.__module__)
+    return f"{place}:{model.__qualname__}"
+
+
 def is_name(text: str) -> bool:
     """Whether a text has the form of a name that `load` takes."""
     place, _, attribute = text.rpartition(":")
@@ -72,6 +81,7 @@ def _of_file(path: Path) -> str:
     module = importlib.util.module_from_spec(spec)
     sys.path.append(str(path.parent.resolve()))
     sys.modules[path.stem] = module
+    _FILES[path.stem] = str(path)
     spec.loader.exec_module(module)
     return path.stem
 

@@ -1,7 +1,7 @@
 """YAML as people mean it, from files and from `key.path=value`."""
 
 import re
-from collections.abc import Hashable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,30 +16,40 @@ LONGEST, MOST_VALUES = 100_000, 20_000
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people mean it: no key twice, 1e-5 is a number, and yes, no, on, off are words."""
+    """YAML as people mean it.
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key in (self.construct_object(key, deep=True) for key, _ in node.value):
-            if not isinstance(key, Hashable):
-                continue  # which is refused below
-            if key in seen:
-                raise InstilError(f"{key}: given twice (line {node.start_mark.line + 1} onwards)")
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+    No key twice, merge keys (`<<`), 1e-5 is a number; yes, no, on and off are words, and so are
+    010 and 1:30, which YAML 1.1 reads as 8 and 90.
+    """
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise InstilError(
+                    f"{key.value}: given twice, the second time in line {key.start_mark.line + 1}"
+                )
+            seen.add(key.value)
+        return node
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)$"),
-    list("-+.0123456789"),
-)
-for letter in "yYnNoO":  # of the booleans, true and false stay
-    _Loader.yaml_implicit_resolvers[letter] = [
+NUMBERS = {
+    "int": r"^[-+]?(0|[1-9][\d_]*|0x[\da-fA-F_]+|0b[01_]+)$",
+    "float": r"^[-+]?(\d[\d_]*\.[\d_]*|\.\d[\d_]*|\d[\d_]*(?=[eE]))([eE][-+]?\d+)?$",
+}
+_Loader.yaml_implicit_resolvers = {
+    letter: [
         (tag, pattern)
-        for tag, pattern in _Loader.yaml_implicit_resolvers[letter]
-        if tag != "tag:yaml.org,2002:bool"
+        for tag, pattern in resolvers
+        if tag.rsplit(":", 1)[-1] not in NUMBERS
+        and (letter not in "yYnNoO" or not tag.endswith(":bool"))  # true and false stay
     ]
+    for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for kind, pattern in NUMBERS.items():
+    tag = f"tag:yaml.org,2002:{kind}"
+    _Loader.add_implicit_resolver(tag, re.compile(pattern), list("-+.0123456789"))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -49,8 +59,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
         InstilError: The file is missing, is not YAML, repeats a key, or is not a mapping.
     """
     content = _parse(untrusted.read_text(path, LONGEST), str(path))
+    if content is None:
+        raise InstilError(f"{path}: is empty; expected keys, such as `instructor: digits`")
     if not isinstance(content, dict):
-        raise InstilError(f"{path}: expected a mapping of keys, got {type(content).__name__}")
+        raise InstilError(f"{path}: expected a mapping of keys, got a {type(content).__name__}")
     return content
 
 

@@ -1,10 +1,11 @@
 """The parts that recipes of different trainings have in common; they load without torch."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import NonNegativeFloat, PositiveInt
 
 from instil.base.config import Config
+from instil.base.config.fields import Location, RunName, Seed
 
 
 class RunRecipe(Config):
@@ -19,8 +20,8 @@ class RunRecipe(Config):
         MAY_CHANGE: Keys that may differ when a run is resumed, since no weight depends on them.
     """
 
-    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
-    output: str = "runs"
+    name: RunName
+    output: Location = "runs"
     log_every: PositiveInt = 50
     save_every: PositiveInt = 500
     keep: PositiveInt = 2
@@ -34,13 +35,13 @@ class ImageTraining(Config):
     Attributes:
         steps: Updates.
         batch: Images per update, over all processes.
-        precision: Autocast; None takes what `accelerate launch` was told.
+        precision: Autocast of the networks; null takes the setting of `accelerate launch`.
         seed: The seed of every random number.
-        average: The half-life, in images, of the average that is kept.
+        average: The half-life, in images, of the EMA that is kept.
     """
 
     steps: PositiveInt = 10_000
     batch: PositiveInt = 128
     precision: Literal["no", "bf16"] | None = None
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     average: NonNegativeFloat = 20_000.0

@@ -1,0 +1,1 @@
+"""Checkpoints of NVIDIA: EDM, EDM2 and the pickles they come in."""
