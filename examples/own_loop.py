@@ -9,7 +9,7 @@ for update in run:
     if update.step % 50:
         continue
     # Numbers are tensors on the device: reading them makes a GPU wait, so read them seldom.
-    loss = float(update.student_loss)
+    loss = float(update.losses["student"])
     distance = instil.fid(run.student, "digits", extractor="digits", samples=1000)
     print(f"update {update.step}: loss {loss:.3f}, {distance!r}")
     if distance < GOOD_ENOUGH:
