@@ -281,10 +281,10 @@ def test_wrong_weights_are_named_and_nothing_is_copied(tiny):
     state["mapping.embed.weight"] = state.pop("mapping.w_avg")
     state["synthesis.b4.const"] = state["synthesis.b4.const"][:4]
     found = match(state, before)
-    assert found.missing == ("mapping.w_avg",)
-    assert found.unexpected == ("mapping.embed.weight",)
-    assert found.differing == ("synthesis.b4.const",)
-    assert len(found.matched) == len(before) - 2
+    assert found["missing"] == ["mapping.w_avg"]
+    assert found["unexpected"] == ["mapping.embed.weight"]
+    assert found["differing"] == ["synthesis.b4.const"]
+    assert len(found["matched"]) == len(before) - 2
     with pytest.raises(
         InstilError, match=r"g.pkl: .*missing mapping.w_avg; unexpected mapping.emb"
     ):
