@@ -13,7 +13,6 @@ from instructors.conditions.conditioning import Blending, Conditioning
 from instructors.conditions.prior import Prior, labels
 from instructors.conditions.prompts import encode, read_prompts
 from instructors.denoiser import Condition, Denoiser
-from instructors.families import FAMILIES
 from instructors.load import Instructor, load
 
 
@@ -128,7 +127,7 @@ def _prompted(
         )
     if conditioning.labels is not None or conditioning.null_label is not None:
         raise InstilError("conditioning: this instructor has prompts, no labels; leave them out")
-    family = FAMILIES[type(denoiser.network).__name__]
+    family = denoiser.family
     if conditioning.negative and not family.has_null_text:
         raise InstilError(
             "conditioning.negative: this instructor has no null condition; leave it out"
