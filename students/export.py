@@ -40,10 +40,9 @@ images = pipeline({arguments}num_inference_steps=1{further}).images
 """
 # Diffusers has no class for this student.
 OWN_USAGE = """\
-from students.load import load
-from students.source import Source
+import instil
 
-student = load(Source(weights="{folder}"{factory}))
+student = instil.load_student("{folder}"{factory})
 images = student.sample(seeds=range(16))
 """
 DENOISER = "denoiser.safetensors"  # of a network that no folder describes
