@@ -1,4 +1,4 @@
-"""What a person sees of a run: its folder, progress, numbers, pictures and tables."""
+"""Reports: tables on the screen, JSON files, and the facts of the machine."""
 
 import json
 import platform
@@ -62,7 +62,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def environment() -> dict[str, str]:
-    """What a figure was measured on."""
+    """The machine and the versions that a figure was measured with."""
     packages = ("torch", "diffusers", "accelerate", "torch-fidelity")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     return {
@@ -75,7 +75,7 @@ def environment() -> dict[str, str]:
 
 
 def peak_memory_bytes() -> int:
-    """Most memory the process has held: of the GPU where there is one, else resident."""
+    """The most memory the process has held: on the GPU if there is one, else resident."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     unit = 1 if sys.platform == "darwin" else 1024

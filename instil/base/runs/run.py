@@ -50,11 +50,11 @@ class Run:
     """One run: a new folder, or one that is continued.
 
     Args:
-        recipe: With name, output, log_every, save_every, keep, and what may change on a resume.
+        recipe: Its folder, its intervals, and the keys that may change on a resume.
         steps: Updates of the whole run.
         batch: Images per update.
         state: Restored in place when continued.
-        facts: What must be the same when continued, beside the recipe: hashes of inputs.
+        facts: Hashes of inputs, which must be the same when continued.
         resume: None for a new run, "" to continue the newest of that name, or a run's folder, or a
             checkpoint in one.
         accelerator: The first process makes the folder.

@@ -1,4 +1,4 @@
-"""How every training on images begins, and what its card says of it."""
+"""Begins a training on images, and writes its lines of a model card."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,9 +20,9 @@ def begin(
     """Read the images, build the state and open the run, or go on with it.
 
     Args:
-        recipe: With data, batch, steps and precision, and what `instil.base.runs.run.Run` asks for.
-        fresh: Recipe, images and device to the state before the first update.
-        resume: As in `instil.base.runs.run.Run`.
+        recipe: A recipe with `data`, `batch`, `steps` and `precision`, and those of `RunRecipe`.
+        fresh: Builds the state before the first update from recipe, images and device.
+        resume: The run to continue, or None; see `instil.base.runs.run.Run`.
 
     Returns:
         The run, which holds recipe, state and accelerator, and the images.
@@ -39,13 +39,13 @@ def begin(
     recipe = recipe.replace(precision=accelerator.mixed_precision)
     state = fresh(recipe, images, accelerator.device)
     facts = {"data": images.digest()}
-    this = run.Run(recipe, recipe.steps, recipe.batch, state, facts, resume, accelerator)
+    begun = run.Run(recipe, recipe.steps, recipe.batch, state, facts, resume, accelerator)
     if accelerator.is_main_process:
         note(
-            f"{this.folder}: {recipe.data}, {len(images)} images, "
+            f"{begun.folder}: {recipe.data}, {len(images)} images, "
             f"{accelerator.num_processes} process(es), from step {state.step}"
         )
-    return this, images
+    return begun, images
 
 
 def origin(images: data.Images, command: str) -> Origin:
