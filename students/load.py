@@ -1,7 +1,6 @@
 """`load(source)`: weights somebody has become a `Student`."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
@@ -104,7 +103,7 @@ def inspect(source: Source) -> dict[str, Any]:
         "latent": " + ".join(str(tuple(part.shape[1:])) for part in latent),
         "parameters": sum(p.numel() for p in student.parameters()),
         **facts,
-        **asdict(match(tensors, core(student).state_dict())),
+        **match(tensors, core(student).state_dict()),
     }
 
 

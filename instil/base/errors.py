@@ -1,4 +1,4 @@
-"""The one error a user can mend, and how commands report it."""
+"""The error for bad input, and how commands report it."""
 
 import functools
 import os
@@ -17,13 +17,13 @@ class InstilError(ValueError):
 
 
 class Command(Protocol):
-    """A `main`: arguments in (of the command line if None), exit code out."""
+    """A `main`: takes arguments, those of the command line if None, and returns an exit code."""
 
     def __call__(self, argv: list[str] | None = None) -> int: ...
 
 
 def one_message(error: InstilError) -> str:
-    """What is printed of an error: a file's own words may be long, or talk to the terminal."""
+    """The printed message of an error, shortened and without control characters."""
     lines = [line[:LONGEST_LINE] + "…" * (len(line) > LONGEST_LINE) for line in _lines(error)]
     more = [f"… and {len(lines) - MOST_LINES} more"] if len(lines) > MOST_LINES else []
     return "\n".join(lines[:MOST_LINES] + more)
@@ -37,7 +37,7 @@ def _lines(error: InstilError) -> list[str]:
 
 
 def command(main: Command) -> Command:
-    """Turn what a user can mend into one message on stderr, from the first process only.
+    """Turn errors that a user can mend into one message on stderr, from the first process only.
 
     Exit codes: 2 for bad input, 1 for a run that stopped being numbers, 130 for Ctrl-C. With the
     option `--debug`, or INSTIL_DEBUG=1, the stack of the error and of its causes follows.
