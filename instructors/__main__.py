@@ -91,7 +91,7 @@ def _inspect(source: str, json: Path | None) -> int:
     from instructors.inspect import describe, rows
     from instructors.load import load
 
-    facts = describe(load(source))
+    facts = describe(load(source, weights=False))
     show(source, rows(facts))
     if json:
         write_json(json, facts)
