@@ -34,6 +34,11 @@ def has_folder(denoiser: Denoiser) -> TypeGuard[Adapter]:
     return isinstance(denoiser, Adapter) and bool(denoiser.family.name)
 
 
+def side_of(denoiser: Denoiser) -> int | None:
+    """Height and width of a sample, where the network's configuration names none."""
+    return denoiser.shape[-1] if has_folder(denoiser) and denoiser.family.side else None
+
+
 def read_index(denoiser: Denoiser, folder: Path | None) -> dict[str, Any]:
     """The `model_index.json` of the instructor's pipeline.
 
@@ -111,7 +116,7 @@ def rehearse(denoiser: Denoiser, sigma: float, folder: Path | None) -> None:
             network.save_config(where / part)
             denoiser.scheduler(sigma).save_pretrained(where / "scheduler")
         try:
-            again = load(scratch, weights=False).denoiser
+            again = load(scratch, side_of(denoiser), weights=False).denoiser
         except InstilError as error:
             reason = str(error).removeprefix(f"{scratch}: ")
             raise InstilError(f"export: the student could not be loaded again ({reason})") from None

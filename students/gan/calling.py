@@ -188,9 +188,9 @@ def _outputs(result: Any) -> dict[Any, Any]:
 def _lengths(network: nn.Module) -> list[tuple[int, ...]]:
     """Shapes that z may have: by an attribute of the network, else by its first layer."""
     length = _attribute(network, LATENT)
-    if length is None:
-        first = next((m for m in network.modules() if hasattr(m, "weight")), None)
-        length = getattr(first, "in_features", None) or getattr(first, "in_channels", None)
+    layers: Iterator[Any] = network.modules()
+    inputs = (getattr(m, "in_features", None) or getattr(m, "in_channels", None) for m in layers)
+    length = length or next(filter(None, inputs), None)
     return [(length,), (length, 1, 1)] if length else []
 
 
