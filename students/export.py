@@ -74,11 +74,10 @@ def export(
         write(partial)
         write_text(partial / CARD, _card(student, folder, card, bool(loader)))
         if levels := _levels(student):
-            factory = {"factory": _factory(card)} if (partial / DENOISER).exists() else {}
-            side = side_of(cast(Any, student).denoiser)
-            write_json(
-                partial / LEVELS, {"sigmas": levels} | factory | ({"side": side} if side else {})
-            )
+            more = {"factory": _factory(card)} if (partial / DENOISER).exists() else {}
+            if side := side_of(cast(Any, student).denoiser):
+                more |= {"side": side}
+            write_json(partial / LEVELS, {"sigmas": levels} | more)
 
 
 def rehearse(student: Student, pipeline: Path | None = None) -> None:

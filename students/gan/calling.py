@@ -37,7 +37,7 @@ def call(
 
     Args:
         network: The network.
-        how: `listed`, `labels`, `classes` and `truncation` of it.
+        how: The description of the call, without gaps.
         z: (B, *latent).
         condition: `label` (B,) int64 if there are classes.
         noises: The random numbers that the network draws itself; None draws them at random.
@@ -57,10 +57,10 @@ def call(
             arguments.append(network.get_submodule(how.labels)(condition["label"]))
         truncation = inspect.signature(network.forward).parameters.get("truncation")
         needed = truncation is not None and truncation.default is truncation.empty
+        options = dict(how.options)
         if needed or (truncation is not None and how.truncation is not None):
-            result = network(*arguments, truncation=how.truncation or 1.0)
-        else:
-            result = network(*arguments)
+            options.setdefault("truncation", how.truncation or 1.0)
+        result = network(*arguments, **options)
     return result, replay.drawn
 
 
