@@ -50,8 +50,10 @@ def session(recipe: TrainRecipe, resume: str | None, command: str) -> Path:
     state: Any = this.state
     began = time.perf_counter()
     condition = labelled(images.labels)
-    for _ in this.follow(train(state, images.pixels, condition, this.recipe, this.accelerator)):
-        pass
+    updates = train(state, images.pixels, condition, this.recipe, this.accelerator)
+    with this.writing():
+        for _ in this.follow(updates):
+            pass
     denoiser = state.average.module.cpu()
     about = training.card_facts(this.recipe, images, command) | {
         "seconds": time.perf_counter() - began,

@@ -58,10 +58,11 @@ def session(recipe: TrainRecipe, resume: str | None, command: str) -> Path:
         facts = about | {"done": state.step, "seconds": time.perf_counter() - began}
         save(state.average.module, folder, CARD.format(title=folder.name, **facts))
 
-    for report in this.follow(train(state, images, this.recipe, this.accelerator)):
-        if report.step in this.recipe.snapshots:
-            folder = this.folder / f"student-{report.step:08d}"
-            on_main(lambda folder=folder: write(folder))
+    with this.writing():
+        for report in this.follow(train(state, images, this.recipe, this.accelerator)):
+            if report.step in this.recipe.snapshots:
+                folder = this.folder / f"student-{report.step:08d}"
+                on_main(lambda folder=folder: write(folder))
     folder = this.folder / "student"
     on_main(lambda: write(folder))
     finish(this.accelerator)
