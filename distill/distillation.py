@@ -18,6 +18,7 @@ from eval.quality.clip import Clip
 from eval.quality.evaluator import Evaluator
 from eval.quality.features import Extractor
 from eval.quality.images import Sampler, generate
+from instil.base.config import own
 from instil.base.errors import InstilError
 from instil.base.processes import on_main
 from instil.base.runs.accelerator import accelerator_for, finish
@@ -27,6 +28,7 @@ from instil.base.runs.run import Run, flatten
 from instil.base.runs.trackers import start_trackers
 from instructors.denoiser import Denoiser
 from instructors.load import Instructor
+from students.compatibility import check_saved
 from students.export import export
 from students.student import Student
 
@@ -132,15 +134,22 @@ class Distillation:
         return (self._choice or self._looks.choose()).student
 
     def export(self, folder: Path | str) -> None:
-        """Write the best student with a model card; see `students.export.export`.
+        """Write the best student with a model card, and load it again.
 
         Raises:
-            InstilError: The student's network has no layout.
+            InstilError: The student's network has no layout, or the folder draws other images.
         """
         choice = self._choice or self._looks.choose()
         report = self.report or self._facts(choice, 0.0)
         facts = card_facts(self.recipe, self.instructor.card, report)
-        on_main(lambda: export(choice.student, Path(folder), facts, self.instructor.card.folder))
+        factory = getattr(self.recipe.student, "factory", None)
+        factory = factory or self.recipe.instructor * own.is_name(self.recipe.instructor)
+
+        def write() -> None:
+            export(choice.student, Path(folder), facts, self.instructor.card.folder)
+            check_saved(choice.student, Path(folder), self.instructor.prior, factory or None)
+
+        on_main(write)
 
     def _train(self) -> Iterator[Report]:
         """Look, update, look, …, and finish."""

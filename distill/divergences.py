@@ -73,7 +73,11 @@ class Divergence(Choice, ABC):
 
 
 class IKL(Divergence):
-    """Equation (1) with w(s) = s**power: 2 is the authors' weight, 0 the plain divergence."""
+    """Integral KL divergence, equation (1) with w(s) = s**power.
+
+    Attributes:
+        power: Power of sigma in the weight; 2 is the weight of the authors' code, 0 none.
+    """
 
     jacobian: ClassVar[bool] = False
     kind: Literal["ikl"] = "ikl"
@@ -87,7 +91,7 @@ class IKL(Divergence):
 
 
 class DMD(Divergence):
-    """Equation (2)."""
+    """Distribution matching distillation, equation (2)."""
 
     jacobian: ClassVar[bool] = False
     kind: Literal["dmd"] = "dmd"
@@ -100,7 +104,11 @@ class DMD(Divergence):
 
 
 class SiD(Divergence):
-    """Equation (3)."""
+    """Score identity distillation, equation (3).
+
+    Attributes:
+        alpha: Factor of the squared gap; 1.2 in the paper's best results.
+    """
 
     jacobian: ClassVar[bool] = True
     kind: Literal["sid"] = "sid"
@@ -115,7 +123,11 @@ class SiD(Divergence):
 
 
 class SIM(Divergence):
-    """Equation (4). A small c follows the direction of the gap alone, a large one its size too."""
+    """Score implicit matching, equation (4).
+
+    Attributes:
+        c: Scale of the distance: gaps far below c count by their size, gaps above by direction.
+    """
 
     jacobian: ClassVar[bool] = True
     kind: Literal["sim"] = "sim"

@@ -26,17 +26,17 @@ RECIPES = Path(__file__).parent / "recipes"
 
 
 class StudentSection(Choice):
-    """Base of every student's section."""
+    """Base of every student in a recipe; subclasses are the kinds."""
 
 
 class OneStep(StudentSection):
-    """A copy of the instructor, read once.
+    """A copy of the instructor, evaluated once.
 
     Attributes:
-        sigma: The noise level it is read at.
-        init: Weights to start from instead of the instructor's: a run, a checkpoint, or one of its
-            `.safetensors` files, such as an average.
-        lora: Train adapters beside the instructor's own weights; None trains a full copy.
+        sigma: Noise level at which the copy is evaluated.
+        init: Initial weights other than the instructor's: a run, a checkpoint, or one of its
+            `.safetensors` files, such as an EMA.
+        lora: Low-rank adapters to train on frozen weights; null trains all weights.
     """
 
     kind: Literal["one_step"] = "one_step"
@@ -46,11 +46,11 @@ class OneStep(StudentSection):
 
 
 class FewStep(StudentSection):
-    """A copy of the instructor, read a few times with fresh noise in between.
+    """A copy of the instructor, evaluated a few times with fresh noise in between.
 
     Attributes:
-        sigmas: The noise levels it is read at, falling.
-        lora: As of a one-step student.
+        sigmas: Noise levels at which the copy is evaluated, in falling order.
+        lora: Low-rank adapters to train on frozen weights; null trains all weights.
     """
 
     kind: Literal["few_step"] = "few_step"
@@ -59,7 +59,7 @@ class FewStep(StudentSection):
 
 
 class Generator(Source, StudentSection):
-    """A generator somebody already has, to be refined."""
+    """A trained generator, to be refined."""
 
     kind: Literal["gan"] = "gan"
 
@@ -71,18 +71,18 @@ class FakeScore(Config):
     """The fake score and its training.
 
     Attributes:
-        updates: Updates per student update; all after the first see the same samples under fresh
-            noise.
-        levels: Noise levels of its training. None shares levels, noise and forward pass with the
-            divergence, which saves a forward.
-        guidance: Scale of classifier-free guidance on the fake in the divergence, 1 for none.
-        drop: With guidance, the fraction of its training under the null condition.
-        optimizer: Of the fake score.
-        warmup: Updates on the student's samples before its first update. A student that does not
-            start as the instructor needs them: until the fake score knows its law, the gap to the
-            instructor says nothing about it.
-        init: Weights to start from instead of the instructor's, as `student.init`.
-        lora: Train adapters beside the instructor's own weights; None trains a full copy.
+        updates: Fake-score updates per student update, all on the same samples with fresh noise.
+        levels: Noise levels of the fake score's training; null shares levels, noise and forward
+            pass with the divergence, which saves a forward pass.
+        guidance: Scale of classifier-free guidance on the fake score in the divergence; 1 for none.
+        drop: Fraction of the fake score's training under the null condition, if it is guided.
+        optimizer: Optimizer of the fake score.
+        warmup: Fake-score updates before the first student update. Needed when the student is not a
+            copy of the instructor (a GAN): the gap is meaningless until the fake score has learnt
+            the student's distribution.
+        init: Initial weights other than the instructor's: a run, a checkpoint, or one of its
+            `.safetensors` files.
+        lora: Low-rank adapters to train on frozen weights; null trains all weights.
     """
 
     updates: PositiveInt = 1
@@ -96,29 +96,32 @@ class FakeScore(Config):
 
     @property
     def shared(self) -> bool:
-        """Whether one forward serves the divergence and the fake's own training."""
+        """Whether the divergence and the fake score's training share one forward pass."""
         return self.levels is None and self.guidance == 1
 
 
 class Train(Config):
-    """The loop.
+    """The training loop.
 
     Attributes:
-        steps: Student updates.
-        batch: Images per update, over all processes.
-        accumulation: Micro-batches per update, on each process.
-        memory: Of a device, such as `24 GiB`: takes the fewest micro-batches that fit by the plan,
-            whatever `accumulation` says. What the plan does not see needs room beside it.
-        precision: Autocast of the networks; None takes what `accelerate launch` was told.
-        compile: Compile the networks; the first updates take minutes.
-        channels_last: Lay out images with their channels innermost, as tensor cores like it.
-        checkpointing: Recompute the activations of denoisers in backward passes, not keep them.
-        frozen: Numbers of the instructor's weights, which adapters share; bf16 needs
-            precision=bf16, under which it changes nothing.
-        seed: Of every random number.
-        averages: Half-lives, in images, of the averages of the student that are kept.
-        averages_on: Where they are kept: on the CPU they are copied for every measurement.
-        rampup: A half-life is at most this fraction of the images seen so far.
+        steps: Number of student updates.
+        batch: Images per update, summed over all processes.
+        accumulation: Micro-batches per update on each process.
+        memory: Memory per device, such as `24 GiB`. If given, `accumulation` is replaced by the
+            fewest micro-batches that the plan of `--dry-run` fits into it; leave some room for
+            what the plan does not count.
+        precision: Autocast of the networks; null takes the setting of `accelerate launch`.
+        compile: Whether networks are compiled; the first updates then take minutes.
+        channels_last: Whether images are laid out with channels innermost, which is faster on
+            tensor cores.
+        checkpointing: Whether backward passes recompute the denoisers' activations, which takes
+            time and saves memory.
+        frozen: Precision of the instructor's weights, which adapters share; bf16 needs
+            `train.precision=bf16`, and then changes no result.
+        seed: Seed of all random numbers of the run.
+        averages: Half-lives, in images, of the EMAs of the student.
+        averages_on: Device of the EMAs; on the CPU they are copied for each measurement.
+        rampup: Largest half-life of an EMA, as a fraction of the images seen so far.
     """
 
     steps: PositiveInt = 2_000
@@ -137,14 +140,14 @@ class Train(Config):
 
 
 class Method(Config):
-    """What the student's weights depend on, beside the networks it starts from.
+    """Everything the student's weights depend on, except the networks at the start.
 
     Attributes:
-        divergence: What the student minimises.
+        divergence: Divergence that the student minimises.
         levels: Noise levels of the divergence.
-        optimizer: Of the student.
-        fake: The fake score.
-        train: The loop.
+        optimizer: Optimizer of the student.
+        fake: Fake score and its training.
+        train: Training loop.
     """
 
     divergence: Divergences = SiD()
@@ -155,19 +158,19 @@ class Method(Config):
 
 
 class Recipe(RunRecipe, Method):
-    """A whole run: a method, what it is applied to, and what is kept of it.
+    """A whole distillation: the method, the models it is applied to, and what is written.
 
     Attributes:
-        instructor: As `instructors.load.load` takes it; fake and student are copies of it.
-        preflight: A file of `python -m eval preflight`; what it settles replaces what the recipe
-            says, and is replaced by the command line.
-        side: Height and width of its samples, for networks that take any; None for its own.
-        conditioning: What it is asked for.
-        blend: Further instructors.
-        student: What is trained.
-        evaluation: How samples are judged.
-        pictures_every: Updates between two grids of samples.
-        trackers: Such as tensorboard, wandb, trackio.
+        instructor: Model to distil: a folder, a hub id, or an embedded name.
+        preflight: File written by `python -m eval preflight --out`; its choices replace those of
+            the recipe, and the command line replaces both.
+        side: Height and width of samples, for networks of any size; null for the network's own.
+        conditioning: Conditions the instructor is given.
+        blend: Further instructors, whose scores are added.
+        student: Student to train.
+        evaluation: Measurements of the student and the instructor.
+        pictures_every: Updates between two pictures of samples.
+        trackers: Services that record the run's numbers.
     """
 
     instructor: Location
@@ -180,7 +183,7 @@ class Recipe(RunRecipe, Method):
     pictures_every: PositiveInt = 500
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
 
-    # What may differ when a run is resumed: nothing a weight depends on, but for the order of sums.
+    # Keys that may differ when a run is resumed: no weight depends on them, up to rounding.
     MAY_CHANGE: ClassVar[tuple[str, ...]] = (
         "train.steps",
         "train.accumulation",

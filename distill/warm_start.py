@@ -15,22 +15,21 @@ def warm_start(module: nn.Module, source: str, name: str) -> None:
     Args:
         module: Changed in place.
         source: A `.safetensors` file of a checkpoint, a checkpoint, or a run (its last checkpoint).
-        name: Of the file inside a checkpoint: `student` or `fake`.
+        name: The file inside a checkpoint, without its suffix: `student` or `fake`.
 
     Raises:
-        InstilError: Nothing there, or it holds other weights.
+        InstilError: There is no such file, or it holds other weights.
     """
     path = Path(source)
     if is_dir(path):
-        found = (
-            [path] if (path / checkpoint.META).exists() else checkpoint.find(path / "checkpoints")
-        )
-        if not found:
+        whole = (path / checkpoint.META).exists()
+        checkpoints = [path] if whole else checkpoint.find(path / "checkpoints")
+        if not checkpoints:
             raise InstilError(
                 f"{name}.init: {source} holds no checkpoint; expected a run, a checkpoint "
                 "or a .safetensors file of one"
             )
-        path = found[-1] / f"{name}.safetensors"
+        path = checkpoints[-1] / f"{name}.safetensors"
     tensors = checkpoint.read_tensors(path)
     checkpoint.compare(f"{name}.init: {path}", tensors, module.state_dict())
     module.load_state_dict(tensors)

@@ -1,11 +1,11 @@
 """An instructor's model card: the figures in it, the training data it names."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from instil.base import data
+from instil.base.card import origin_of
 from instil.base.errors import InstilError
 from instil.base.files import write_text
 
@@ -43,13 +43,11 @@ def training_images(folder: Path) -> data.Images | None:
     Args:
         folder: The instructor's.
     """
-    path = folder / "README.md"
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    named = re.search(r"^- Data: `(.+?)`, .*\bdigest (\w+)$", text, re.MULTILINE)
-    if named is None:
+    origin = origin_of(folder)
+    if origin is None:
         return None
     try:
-        images = data.load(named[1])
+        images = data.load(origin.data)
     except InstilError:
         return None
-    return images if images.digest() == named[2] else None
+    return images if images.digest() == origin.digest else None

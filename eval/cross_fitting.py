@@ -24,11 +24,11 @@ from instructors.denoiser import UNCONDITIONAL, Condition, Denoiser
 
 
 def reference_law(kind: Reference, samples: Tensor) -> Mixture:
-    """The law v of the module docstring, float64.
+    """The Gaussian a diffusion would start from, as a law of the data, float64.
 
     Args:
-        kind: Which one.
-        samples: (N, *shape), those the model was trained on; uint8 images become [-1, 1].
+        kind: Mean and covariance: those of the samples, zero, or those of N(0, I).
+        samples: (N, *shape), the model's training samples; uint8 images become [-1, 1].
     """
     if kind == "gaussian":
         return fit_gaussian(floats(samples))
@@ -50,15 +50,15 @@ def paired_losses(
     control variate, without which the noise of low levels would drown everything.
 
     Args:
-        model: Not trained on the samples.
-        reference: Of one component.
+        model: Model that was not trained on the samples.
+        reference: Law of one component.
         samples: (N, *shape).
-        sigmas: (K,).
-        condition: Of the model.
-        options: Of `denoising_loss_curve`: noise_draws, seed, batch, device, label.
+        sigmas: (K,) noise levels.
+        condition: Condition of all N samples.
+        options: Keywords of `denoising_loss_curve`: noise_draws, seed, batch, device, label.
 
     Raises:
-        InstilError: As there.
+        InstilError: As `denoising_loss_curve`.
     """
     drawn = denoising_loss_curve(model, samples, sigmas, condition=condition, **options)
     law = copy.deepcopy(reference).to(options.get("device", "cpu"))
@@ -69,13 +69,12 @@ def paired_losses(
 
 @dataclass(frozen=True)
 class Losses:
-    """What `cross_fitted` measures; every curve has one row per sample.
+    """Losses of a model on samples; every curve has one row per sample.
 
     Attributes:
-        model: Loss of the model that was fitted without the sample.
-        reference: Of the reference that was fitted without it.
-        seen: Loss of a model on samples that it was fitted to, these or others; None where no such
-            samples are known.
+        model: Loss of a model that was fitted without the sample.
+        reference: Loss of a reference that was fitted without the sample.
+        seen: Loss of a model on samples that it was fitted to; None where none are known.
     """
 
     model: LossCurve
@@ -87,10 +86,10 @@ def folds_of(count: int, folds: int, seed: int = 0, strata: Tensor | None = None
     """Row numbers of each fold: a random partition of `count` samples into nearly equal parts.
 
     Args:
-        count: Samples.
-        folds: Parts.
-        seed: Of the partition.
-        strata: (count,) class of each sample; every part gets its share of each.
+        count: Number of samples.
+        folds: Number of parts.
+        seed: Seed of the partition.
+        strata: (count,) class of each sample; every part gets its share of each class.
 
     Raises:
         InstilError: Fewer than two folds, or not two samples for each.
@@ -127,17 +126,17 @@ def cross_fitted(
     """Losses on every sample of models and references that were fitted without it.
 
     Args:
-        fit: Makes the model from the row numbers of its training samples.
-        samples: (N, *shape), all that there is.
-        sigmas: (K,).
-        reference: Fitted to the same rows as the model.
-        folds: Each is left out once.
-        trained: Whether `fit` trains on the rows. False says that the model was made elsewhere, of
-            other samples: then only the reference is cross-fitted, and nothing is `seen`.
-        condition: Of all N samples.
-        strata: As `folds_of` takes it.
-        seed: Of folds and noise.
-        options: Of `denoising_loss_curve`.
+        fit: Function from the row numbers of training samples to a model.
+        samples: (N, *shape), all samples.
+        sigmas: (K,) noise levels.
+        reference: Kind of the reference, fitted to the same rows as the model.
+        folds: Number of folds; each is left out once.
+        trained: Whether `fit` trains on the rows. With False the model was trained elsewhere, on
+            other samples: only the reference is cross-fitted, and nothing is `seen`.
+        condition: Condition of all N samples.
+        strata: (N,) class of each sample; every fold gets its share of each class.
+        seed: Seed of folds and noise.
+        options: Keywords of `denoising_loss_curve`.
 
     Raises:
         InstilError: As `denoising_loss_curve` and `folds_of`.

@@ -110,11 +110,11 @@ def noised_losses(
         samples: (N, *shape).
         levels: (K,).
         condition: Of all N samples.
-        noise_draws: Noises per sample and level.
-        seed: Of the noise.
+        noise_draws: Noise draws per sample and level.
+        seed: Seed of the noise.
         batch: Samples at once.
-        device: Where to.
-        label: Names a progress bar on a terminal; None shows none.
+        device: Device of the loss.
+        label: Name of a progress bar on a terminal; None shows none.
 
     Returns:
         (N, K) float64, on the CPU.
@@ -157,12 +157,12 @@ def denoising_loss_curve(
             batch by batch, float64 stays float64, everything else is computed in float32.
         sigmas: (K,) rising noise levels, at least two, within the denoiser's range. For an integral
             take 8 per decade or more.
-        condition: Of all N samples.
-        noise_draws: Noises per sample and level; costs N * K * noise_draws evaluations.
-        seed: Of the noise.
+        condition: Condition of all N samples.
+        noise_draws: Noise draws per sample and level; costs N * K * noise_draws evaluations.
+        seed: Seed of the noise.
         batch: Samples denoised at once.
-        device: Where the denoiser lies, e.g. that of an `Accelerator`.
-        label: Names a progress bar on a terminal; None shows none.
+        device: Device of the denoiser, e.g. that of an `Accelerator`.
+        label: Name of a progress bar on a terminal; None shows none.
 
     Raises:
         InstilError: Levels are not positive and rising or leave the denoiser's range; fewer than
@@ -241,8 +241,8 @@ def integrate_gap(gap: LossCurve, low: float | None = None, high: float | None =
 
     Args:
         gap: What `loss_gap` gives, or a loss curve itself for identity (3) above.
-        low: Lower end; the curve's if None. Between two levels the integrand is interpolated.
-        high: Upper end; the curve's if None. What lies beyond is left out.
+        low: Lower end; None is the curve's. Between two levels the integrand is interpolated.
+        high: Upper end; None is the curve's.
 
     Raises:
         InstilError: The ends are not in order within the curve's levels.

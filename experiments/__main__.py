@@ -1,7 +1,7 @@
-"""Run the experiments: `python -m experiments [EXPERIMENT …] [--list] [--json PATH]`.
+"""Claims of the papers as numbered experiments: `python -m experiments 001.3`, or `--list`.
 
 000 is transfer through a shared embedding (arXiv 2405.16837), 001 latent reuse (2605.13448),
-002 the diffusion horizon (2506.00849).
+002 the diffusion horizon (2506.00849). Reported figures are in `experiments/results`.
 """
 
 import argparse

@@ -4,18 +4,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.harness import Rows
+from eval.answer import Rows
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """Something the theory claims, and the code that finds out.
+    """A claim of the theory, and the code that tests it.
 
     Attributes:
-        claim: What is expected, in one line.
-        run: Scale in (0, 1] (1 = as reported; tests take less) to table rows and JSON facts.
-            The facts of an experiment hold `"holds": bool`.
-        minutes: On one core at scale 1, about.
+        claim: The expected outcome, in one line.
+        run: Function from a scale in (0, 1] (1 as reported; tests take less) to table rows and JSON
+            facts. The fact `holds` says whether the claim held.
+        minutes: Rough duration on one core at scale 1.
     """
 
     claim: str

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from distill.divergences import SiD as SiD
     from distill.recipe import Recipe as Recipe
     from eval.quality.features import Extractor as Extractor
+    from instil.api import distil as distil
     from instil.api import load_student as load_student
     from instil.base.data import Images as Images
     from instil.base.data import load as load_images
@@ -66,6 +67,7 @@ _PLACES = {
     "SIM": "distill.divergences:SIM",
     "SiD": "distill.divergences:SiD",
     "Student": "students.student:Student",
+    "distil": "instil.api:distil",
     "fid": "instil.measuring:fid",
     "load_images": "instil.base.data:load",
     "load_instructor": "instructors.load:load",

@@ -33,13 +33,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _import_packages() -> None:
-    """Import our packages, whatever the working folder holds; then the user's own code is found."""
+    """Import our packages, whatever the working folder holds."""
     sys.path.insert(0, str(HOME))
     for name in PACKAGES:
         import_module(name)
     del sys.path[0]
-    if "" not in sys.path:
-        sys.path.append("")
 
 
 if __name__ == "__main__":

@@ -53,13 +53,13 @@ def main(argv: list[str] | None = None) -> int:
     command_line = f"python -m instructors {shlex.join(words)}"
     if arguments.command == "transfer":
         return _transfer(arguments, command_line)
-    from instructors.training.session import session  # torch takes seconds to import
+    from instructors.training.run import run_training  # torch takes seconds to import
     from instructors.training.train import TrainRecipe
 
     recipe = asked_recipe(arguments, TrainRecipe, RECIPES)
     if recipe is None:
         return 0
-    folder = session(recipe, arguments.resume, command_line)
+    folder = run_training(recipe, arguments.resume, command_line)
     note(f"instructor: {folder}")
     return 0
 

@@ -1,30 +1,25 @@
 """`load(source)`: a folder, an embedded name or a hub id becomes an `Instructor`."""
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from huggingface_hub import metadata_load
 
+from instil.base.card import metadata
 from instil.base.config import own
 from instil.base.errors import InstilError
 from instil.base.files import cache_folder
 from instil.base.untrusted import is_dir, read_json
-from instructors.adapters.exploding import ScoreVE
-from instructors.adapters.folder import from_config
+from instructors.adapters.adapter import Adapter
+from instructors.adapters.folder import adapt, adapter_of
 from instructors.codec import Autoencoder, Codec, UnitRange
 from instructors.conditions.prior import Prior, labels
 from instructors.denoiser import Condition, Denoiser
-from instructors.families import FAMILIES, OWN, Family
+from instructors.families import FAMILIES, Family
+from instructors.models import read_model
 from instructors.sources import locate, network_config, scheduler_config, weights_hash
-
-AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC")
-NCSNPP = ("time_embedding_type", "center_input_sample")
 
 
 @dataclass(frozen=True)
@@ -107,19 +102,23 @@ def load(source: str, side: int | None = None, weights: bool = True) -> Instruct
             f"{source}: a {name} is not supported{hint}; supported: {', '.join(FAMILIES)}"
         )
     scheduler = scheduler_config(source, folder)
-    schedule = scheduler.get("_class_name")
-    fourier = config.get("time_embedding_type") == "fourier"
-    # NCSN++ alone divides by sigma inside, and centres images in [0, 1].
-    understood = NCSNPP if schedule == "ScoreSdeVeScheduler" and fourier else ()
-    fault = family.fault({key: value for key, value in config.items() if key not in understood})
-    if fault:
-        raise InstilError(f"{source}: {name} with {fault} under {schedule} is not supported")
-    network = read_model(source, where, str(name), weights)
-    denoiser = _adapt(source, family, network, scheduler, side)
+    try:
+        adapter = adapter_of(scheduler, config)
+        fault = family.fault({k: v for k, v in config.items() if k not in adapter.understood})
+        if fault:
+            schedule = scheduler.get("_class_name")
+            raise InstilError(f"{name} with {fault} under {schedule} is not supported")
+        network = read_model(where, family.name, weights, family.library)
+        shape = _shape(family, network.config, side)
+        denoiser = adapt(adapter, scheduler, network, shape, family.classes(network.config))
+        codec = _codec(family, denoiser, folder, weights)
+    except InstilError as error:
+        raise InstilError(f"{source}: {error}") from error
+    _freeze_constants(family, network)
+    denoiser.text = tuple(family.text(network.config))
+    if family.has_null_label:
+        denoiser.set_null(Condition(label=torch.tensor([denoiser.classes])))
     denoiser.eval().requires_grad_(False)
-    codec = UnitRange() if isinstance(denoiser, ScoreVE) else Codec()
-    if family.latent:
-        codec = _codec(source, folder, weights)
     card = Card(source, folder, _licence(folder), weights_hash(where) if weights else "")
     return Instructor(denoiser, card, codec.eval().requires_grad_(False), labels(denoiser.classes))
 
@@ -149,109 +148,46 @@ def _made(source: str, side: int | None, weights: bool) -> Instructor:
     return made
 
 
-def read_model(source: str, folder: Path, name: str, weights: bool = True) -> Any:
-    """A model of diffusers' class `name` or ours, from safetensors, every tensor accounted for.
-
-    Without weights it is of the meta device.
-
-    Raises:
-        InstilError: A file is missing or corrupted, or does not fit its configuration.
-    """
-    library = import_module(OWN.get(name, "diffusers"))  # seconds to import
-    if not weights:
-        with torch.device("meta"):
-            return getattr(library, name).from_config(read_json(folder / "config.json"))
-    try:
-        loaded: Any = getattr(library, name).from_pretrained(
-            folder, output_loading_info=True, use_safetensors=True, local_files_only=True
-        )
-    except Exception as error:  # a corrupted file surfaces as half a dozen kinds of error
-        reason = " ".join(str(error).split())
-        raise InstilError(
-            f"{source}: weights cannot be loaded ({reason}); download or save them anew"
-        ) from None
-    network, info = loaded
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if info[kind]:
-            raise InstilError(
-                f"{source}: weights do not fit config.json, {kind.replace('_', ' ')}: "
-                f"{', '.join(map(str, info[kind][:5]))}"
-            )
-    return network
-
-
-def read_autoencoder(source: str, kinds: Sequence[str]) -> Any:
-    """An autoencoder that diffusers saved.
-
-    Args:
-        source: The folder of the model, or of a pipeline with a `vae` in it.
-        kinds: The classes it may be of.
-
-    Raises:
-        InstilError: There is none, it is of another class, or its files are not whole.
-    """
-    folders = [Path(source), Path(source) / "vae"]
-    where = next((each for each in folders if (each / "config.json").is_file()), None)
-    if where is None:
-        raise InstilError(
-            f"{source}: holds no config.json and no vae/config.json; expected the folder of a "
-            "diffusers autoencoder (`hf download NAME --local-dir DIR` makes one)"
-        )
-    kind = str(read_json(where / "config.json").get("_class_name"))
-    if kind not in kinds:
-        raise InstilError(f"{source}: a {kind} is not supported; supported: {', '.join(kinds)}")
-    return read_model(source, where, kind)
-
-
-def _adapt(
-    source: str, family: Family, network: Any, scheduler: dict[str, Any], side: int | None
-) -> Denoiser:
-    """The network as a denoiser, of the adapter that the scheduler's configuration asks for."""
-    config = network.config
+def _shape(family: Family, config: Any, side: int | None) -> tuple[int, ...]:
+    """The shape of one sample."""
     size = side or getattr(config, "sample_size", None) or family.side
     if size is None:
-        raise InstilError(f"{source}: its config.json names no sample_size; set side")
+        raise InstilError("its config.json names no sample_size; set side")
     sides = [size, size] if isinstance(size, int) else list(size)
     if len(sides) != 2 or not all(type(each) is int and each > 0 for each in sides):
-        raise InstilError(f"{source}: sample_size {size!r}: expected a height and a width, pixels")
-    shape, classes = (family.channels(config), *sides), family.classes(config)
+        raise InstilError(f"sample_size {size!r}: expected a height and a width, pixels")
     if config.out_channels not in (None, config.in_channels, 2 * config.in_channels):
         raise InstilError(
-            f"{source}: {config.in_channels} channels in and {config.out_channels} out; expected "
-            "as many, or twice as many (a learned variance); inpainting and the like are not "
-            "supported"
+            f"{config.in_channels} channels in and {config.out_channels} out; expected as many, or "
+            "twice as many (a learned variance); inpainting and the like are not supported"
         )
+    return (family.channels(config), *sides)
+
+
+def _freeze_constants(family: Family, network: Any) -> None:
+    """Make buffers of the parameters that no training may touch."""
     for name in family.constants(network):
         parent, _, leaf = name.rpartition(".")
         module = network.get_submodule(parent)
         module.register_buffer(leaf, module._parameters.pop(leaf).detach())
-    try:
-        denoiser = from_config(scheduler, network, shape, classes)
-    except ValueError as error:
-        raise InstilError(f"{source}: {error}") from None
-    denoiser.text = tuple(family.text(config))
-    if family.has_null_label:
-        denoiser.set_null(Condition(label=torch.tensor([classes])))
-    return denoiser
 
 
-def _codec(source: str, folder: Path, weights: bool) -> Codec:
-    """The autoencoder beside a latent network; the identity where there is none."""
+def _codec(family: Family, denoiser: Adapter, folder: Path, weights: bool) -> Codec:
+    """The autoencoder beside a latent network; the identity, or [0, 1], for images."""
+    if not family.latent:
+        return UnitRange() if denoiser.unit_range else Codec()
     if not (folder / "vae" / "config.json").exists():
         return Codec()
     name = read_json(folder / "vae" / "config.json").get("_class_name")
-    if name not in AUTOENCODERS:
+    if name not in family.autoencoders:
         raise InstilError(
-            f"{source}: its autoencoder, a {name}, is not supported; "
-            f"supported: {', '.join(AUTOENCODERS)}"
+            f"its autoencoder, a {name}, is not supported; "
+            f"supported: {', '.join(family.autoencoders)}"
         )
-    return Autoencoder(read_model(source, folder / "vae", str(name), weights))
+    return Autoencoder(read_model(folder / "vae", str(name), weights))
 
 
 def _licence(folder: Path) -> str:
     """As the model card says; a card that cannot be read says nothing."""
-    try:
-        licence = (metadata_load(folder / "README.md") or {}).get("license")
-    except (OSError, ValueError, yaml.YAMLError):
-        licence = None
+    licence = metadata(folder).get("license")
     return licence if isinstance(licence, str) else "unknown"

@@ -11,10 +11,10 @@ class Lora(Config):
     """Adapters beside frozen weights, W + alpha / rank B A, with B = 0 at the start.
 
     Attributes:
-        rank: Rows of A and columns of B.
-        alpha: Their strength; None for the rank, so that the factor is 1.
-        targets: Names of layers or the ends of names, such as to_q; None for every linear layer and
-            every convolution of one group, attention projections included.
+        rank: Rank of the product B A.
+        alpha: Strength of the adapters, divided by the rank; null for the rank, a factor of 1.
+        targets: Names of layers, or the ends of names such as `to_q`; null for every linear layer
+            and every convolution of one group.
 
     Source:
         Hu et al. 2021, arXiv 2106.09685.

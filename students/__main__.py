@@ -87,14 +87,14 @@ def _source(arguments: argparse.Namespace) -> Source:
 
 
 def _train(arguments: argparse.Namespace) -> dict[str, Any]:
-    from students.gan.session import session  # torch takes seconds to import
+    from students.gan.run import run_training  # torch takes seconds to import
     from students.gan.train import TrainRecipe
 
     recipe = asked_recipe(arguments, TrainRecipe, RECIPES)
     if recipe is None:
         return {}
     told = f"python -m students {shlex.join(arguments.typed)}"
-    folder = session(recipe, arguments.resume, told)
+    folder = run_training(recipe, arguments.resume, told)
     note(f"student: {folder}")
     return {"student": str(folder)}
 
@@ -109,7 +109,7 @@ def _inspect(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _convert(arguments: argparse.Namespace) -> dict[str, Any]:
-    from students.gan.session import save
+    from students.gan.run import save
     from students.gan.stylegan2 import StyleGAN2
     from students.load import load
 

@@ -1,7 +1,6 @@
 """`load(source)`: weights somebody has become a `Student`."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
@@ -57,19 +56,13 @@ def load(source: Source) -> Student:
     """
     path = _locate(source)
     if is_dir(path):
-        return _load_folder(path, source.factory)
+        return load_folder(path, source.factory)
     student, reading, tensors = _read(source, path)
     load_weights(core(student), tensors, source.weights)
     if reading.place not in ("", source.key) or reading.beside:
         beside = f", without {len(reading.beside)} others" if reading.beside else ""
         note(f"{source.weights}: read as key={reading.place}{beside}")
     return student.eval()
-
-
-def reloaded(student: Student, folder: Path) -> Student:
-    """A student again from the folder that it was saved to."""
-    factory = student.factory if isinstance(student, GAN) else None
-    return _load_folder(folder, factory)
 
 
 def inspect(source: Source) -> dict[str, Any]:
@@ -86,7 +79,7 @@ def inspect(source: Source) -> dict[str, Any]:
     path = _locate(source)
     facts: dict[str, Any] = {}
     if is_dir(path):
-        student = _load_folder(path, source.factory)
+        student = load_folder(path, source.factory)
         tensors: Mapping[str, Tensor] = core(student).state_dict()
     elif source.factory is None and not _is_original(path):
         return {
@@ -110,7 +103,7 @@ def inspect(source: Source) -> dict[str, Any]:
         "latent": " + ".join(str(tuple(part.shape[1:])) for part in latent),
         "parameters": sum(p.numel() for p in student.parameters()),
         **facts,
-        **asdict(match(tensors, core(student).state_dict())),
+        **match(tensors, core(student).state_dict()),
     }
 
 
@@ -192,8 +185,12 @@ def _locate(source: Source) -> Path:
     return ZOO / source.weights if not here and source.weights in zoo() else Path(source.weights)
 
 
-def _load_folder(folder: Path, factory: str | None) -> Student:
-    """A student in the format of `Pretrained`, or a pipeline that a run exported."""
+def load_folder(folder: Path, factory: str | None) -> Student:
+    """Load a folder in the format of `Pretrained`, or a pipeline that a run exported.
+
+    Raises:
+        InstilError: It is neither, or names code that `factory` does not.
+    """
     if (folder / ADAPTERS).exists():
         raise InstilError(
             f"{folder}: holds adapters alone; its README.md says how the pipeline of their "

@@ -1,4 +1,4 @@
-"""Which bytes are alive while torch computes, and what they are for."""
+"""Counts the bytes that are alive while torch computes, by what they are for."""
 
 import weakref
 from collections import Counter
@@ -19,8 +19,8 @@ class Alive(TorchDispatchMode):
     back inside.
 
     Attributes:
-        now: Bytes by part.
-        most: Likewise, at the moment with the largest sum.
+        now: Bytes alive, by part.
+        most: Bytes alive when their sum was largest, by part.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What a recipe will cost, before it costs anything."""
+"""The cost of a run before it starts: network evaluations, memory, hours."""
 
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
@@ -22,9 +22,9 @@ def forwards_per_update(method: Method, nfe: int = 1, evaluations: int = 1) -> i
     """Network forward-equivalents of one student update.
 
     Args:
-        method: The recipe's.
-        nfe: Evaluations of the student's network per sample.
-        evaluations: Of networks in one call of the instructor.
+        method: The recipe of the loop.
+        nfe: Network evaluations of the student per sample.
+        evaluations: Network evaluations in one call of the instructor.
 
     The authors' loop for IKL spends 9: two generations, two fake forwards, one instructor forward,
     two full backwards.
@@ -46,13 +46,13 @@ def plan(
     """The facts of a run, for `--dry-run`; weights are neither read nor made.
 
     Args:
-        recipe: Of the run.
-        processes: One per device, under data parallelism.
-        speed: Measured images per second of one process; the hours suppose that all keep it.
-        images: How many the hours are for; None for those of the recipe.
+        recipe: The run's recipe.
+        processes: The number of processes, one per device.
+        speed: Measured images per second of one process; all are supposed to keep it.
+        images: The number of images the hours are for; None for the recipe's own.
 
     Returns:
-        Facts in words; under `memory` what `memory` returns; `hours`, where there is a speed.
+        Facts as sentences; `memory` as `memory()` returns it; `hours` if there is a speed.
 
     Raises:
         InstilError: The recipe does not fit its instructor, or no micro-batch `train.memory`.
@@ -80,10 +80,10 @@ def plan(
 
 
 def memory(recipe: Recipe, processes: int, rehearsal: Rehearsal) -> dict[str, Any]:
-    """Bytes of one process at the moment of an update when most are alive.
+    """Peak bytes of one process during an update.
 
     Returns:
-        `parts`, their sum `peak`, and how that grows with the micro-batch: `fixed` and `per_image`.
+        `parts`, their sum `peak`, and its growth with the micro-batch: `fixed` and `per_image`.
     """
     images = micro_batch(recipe, processes)
     other = 1 if images > 1 else 2
@@ -109,8 +109,7 @@ def fit_memory(recipe: Recipe, processes: int, rehearsal: Rehearsal | None = Non
 
     def needed(number: int) -> int:
         split = _split(recipe, number)
-        found = _parts(split, processes, rehearsal, micro_batch(split, processes))
-        return sum(found.values())
+        return sum(_parts(split, processes, rehearsal, micro_batch(split, processes)).values())
 
     if needed(1) <= limit:  # alone it may need less than two, which keep gradients
         return _split(recipe, 1)
@@ -124,13 +123,13 @@ def fit_memory(recipe: Recipe, processes: int, rehearsal: Rehearsal | None = Non
 
 
 def rows(facts: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The same as a table."""
-    found = facts["memory"]
+    """The facts of `plan` as a table."""
+    needed = facts["memory"]
     lines = {key: value for key, value in facts.items() if isinstance(value, str)}
-    lines |= {f"memory: {part}": _words(size) for part, size in found["parts"].items()}
+    lines |= {f"memory: {part}": _words(size) for part, size in needed["parts"].items()}
     lines["memory of a process"] = (
-        f"{_words(found['peak'])}; {_words(found['fixed'])} and {_words(found['per_image'])} per "
-        "image of a micro-batch"
+        f"{_words(needed['peak'])}; {_words(needed['fixed'])} and "
+        f"{_words(needed['per_image'])} per image of a micro-batch"
     )
     if "hours" in facts:
         lines["hours"] = f"{facts['hours']:,.1f}"
@@ -138,9 +137,10 @@ def rows(facts: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def _parts(recipe: Recipe, processes: int, rehearsal: Rehearsal, images: int) -> dict[str, int]:
-    """Bytes of each part. Data parallelism keeps gradients, in buckets of its own.
+    """Peak bytes of each part of a process.
 
-    Those of several micro-batches are summed beside the buckets.
+    With DDP, gradients live in its buckets and are kept between updates; with accumulation a
+    second, summed copy exists.
     """
     several = recipe.train.accumulation > 1
     parts = rehearsal.update(images, first=not several and processes == 1)

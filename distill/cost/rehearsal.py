@@ -1,9 +1,8 @@
-"""Bytes of an update, counted on tensors that have a shape and no values.
+"""Counts the bytes of an update on tensors that have a shape and no values.
 
-One update of the real loop runs under torch's fake tensors: every operation allocates what it would
-allocate and computes nothing, so that a network of billions of parameters takes a minute and no
-memory. What kernels need inside, what an allocator wastes between tensors and what a driver keeps
-for itself are not seen.
+One update of the real loop runs under torch's fake tensors. Every operation allocates as usual and
+computes nothing, so a network of billions of parameters takes a minute and no memory. Memory inside
+kernels, gaps between an allocator's blocks, and the driver's own memory are not counted.
 """
 
 import warnings
@@ -29,14 +28,14 @@ PARTS = (
 
 
 class Rehearsal:
-    """A run without values, of which one update can be counted at any size of its micro-batch.
+    """A run without values: counts the bytes of an update at any size of the micro-batch.
 
     Args:
-        recipe: Of the run; nothing but configurations is read of its instructor.
+        recipe: The run's recipe; only configurations of its instructor are read.
 
     Attributes:
-        instructor: The recipe's.
-        state: Before the first update.
+        instructor: The recipe's instructor, without values.
+        state: The state before the first update.
 
     Raises:
         InstilError: The recipe does not fit the instructor.
@@ -71,11 +70,11 @@ class Rehearsal:
         self._found: dict[tuple[int, bool], dict[str, int]] = {}
 
     def update(self, images: int, first: bool) -> dict[str, int]:
-        """Bytes of each of `PARTS` at the moment of an update when most are alive.
+        """Bytes of each of `PARTS` when an update needs most.
 
         Args:
-            images: Of a micro-batch.
-            first: Whether it is the only one; after others, their gradients are there.
+            images: The size of the micro-batch.
+            first: Whether it is the update's first; later ones find gradients of earlier ones.
         """
         if (images, first) not in self._found:
             self._found[images, first] = self._update(images, first)
@@ -133,12 +132,12 @@ class Rehearsal:
 
 
 def drop_values(module: nn.Module, mode: FakeTensorMode, known: dict[Tensor, Any]) -> None:
-    """Put fake tensors, as if on the CPU, in the place of a module's own.
+    """Replace a module's tensors by fake ones, as if on the CPU.
 
     Args:
         module: Changed in place.
-        mode: Of the fake tensors.
-        known: What stands for what, over several modules: tensors they share stay shared.
+        mode: The mode that owns the fake tensors.
+        known: Fake tensors by real ones, over several modules: shared tensors stay shared.
     """
     for part in module.modules():
         for tensors in (part._parameters, part._buffers):

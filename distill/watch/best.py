@@ -14,8 +14,8 @@ class Best:
     """Follows the quick distances of a run; the start is a candidate like any other.
 
     Args:
-        folder: Of the weights; made when there are some.
-        records: Of `metrics.jsonl`, when a run is resumed: what was measured before.
+        folder: The folder of the weights; made when there are some.
+        records: Lines of `metrics.jsonl` from before a resume.
     """
 
     def __init__(self, folder: Path, records: Sequence[Mapping[str, Any]] = ()) -> None:
@@ -28,12 +28,12 @@ class Best:
     def offer(
         self, step: int, distances: Mapping[str, float], modules: Mapping[str, nn.Module]
     ) -> None:
-        """Take note of a measurement.
+        """Compare a measurement with the best so far; keep the weights if it is better.
 
         Args:
             step: Updates done.
-            distances: By the name of the average they are of.
-            modules: Those averages.
+            distances: Quick distances by the name of the average.
+            modules: The averages by name.
         """
         before = self.path
         if self._compare(step, distances):
@@ -41,7 +41,7 @@ class Best:
 
     @property
     def path(self) -> Path:
-        """The weights."""
+        """The file of the best weights."""
         return self._path(self.step, self.name)
 
     def restore(self, module: nn.Module) -> None:

@@ -13,8 +13,8 @@ def run_curves(records: Sequence[Mapping[str, Any]], report: Mapping[str, Any], 
     """Losses, distances where they were measured, and nats to the instructor over the updates.
 
     Args:
-        records: Of `metrics.jsonl`: losses, or under `fd` a mapping of averages to distances, or
-            under `gauges` what the networks do at each noise level.
+        records: Lines of `metrics.jsonl`: losses, or distances by average under `fd`, or gauges
+            under `gauges`.
         report: The final report; its instructor's quick distance, if known, is drawn as a line.
         path: The PNG to write.
     """

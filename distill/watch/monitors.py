@@ -1,18 +1,18 @@
-"""What a run's networks are doing, in numbers with a meaning, and signs that it goes wrong.
+"""Gauges of a run under way, in meaningful units, and warnings when something looks wrong.
 
-The losses of this method are no measure of success: the student's is a difference of two networks
-that chase each other, the fake's a denoising loss on samples that change. On fresh samples x of the
-student, with the instructor's denoiser D and the fake's F, two identities of `eval.curves` give a
-meaning to what can be measured (F* is the posterior mean of the student's own law):
+The losses of this method do not measure success: the student's loss compares two networks that both
+change, and the fake score's is a denoising loss on samples that change. Gauges use fresh samples x
+of the student, the instructor's denoiser D, the fake score's F, and F*, the posterior mean of the
+student's own distribution. Two identities of `eval.curves` relate them:
 
     (1)  mse_D - mse_F = E|D - F|^2                                  where F = F*
     (2)  KL(student_s || instructor_s) = integral over u > s of (mse_D - mse_F*) u^-3 du
 
-So the right side of (1) is how far the two scores are apart, and the integral of the left side as
-in (2) is a lower estimate of how far the student is from the instructor, in nats per sample. The
-quotient of both sides, `tracked`, is 1 where the fake knows the student's law; on the way there, at
-F = D + a (F* - D), it is 2 / a - 1. So a = 2 / (1 + tracked), with both sides integrated as in (2),
-is the share of the way that the fake has gone; single levels are noisy, the higher the more.
+The right side of (1) is the distance of the two denoisers. Its left side, integrated as in (2), is
+a lower estimate of the divergence from student to instructor, in nats per sample. `tracked`, the
+left side over the right, is 1 when the fake score has converged. If the fake score has covered a
+fraction a of the way from D to F*, that is F = D + a (F* - D), then tracked = 2 / a - 1. The gauges
+report a = 2 / (1 + tracked), from integrals over all levels because single levels are noisy.
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,23 +40,23 @@ from instructors.denoiser import Condition, Denoiser
 from students.student import Student
 
 LOWEST, HIGHEST, PER_DECADE = 0.1, 20.0, 4
-COLLAPSED, DRIFTED = 0.5, 0.5  # of the instructor's spread
-LAGGING = 0.5  # of the way
-REPEATS = 3
+# Warnings: a spread below, a shift above these fractions of the instructor's spread; a fake score
+# that has covered less than this fraction of its way; as many equal measurements in a row.
+COLLAPSED, DRIFTED, LAGGING, REPEATS = 0.5, 0.5, 0.5, 3
 PANELS = (0.3, 1.0, 3.0)  # noise levels, data units
 
 
 @dataclass(frozen=True)
 class Gauges:
-    """Of one moment of a run.
+    """Measurements of the networks at one step.
 
     Attributes:
         sigmas: (K,) noise levels, data units.
         distance: (K,) root mean square difference of the two denoisers, per coordinate.
-        tracked: (K,) the quotient of both sides of (1).
-        nats: The integral of (2) from the lowest level on.
-        way: Share of the way from the instructor's denoiser to that of the student's law which the
-            fake has gone, over all levels; None where it has gone nowhere or astray.
+        tracked: (K,) the left side of (1) over its right side; 1 for a converged fake score.
+        nats: The integral of (2) from the lowest level on, nats per sample.
+        way: The fraction of the way from the instructor's denoiser to the student's posterior mean
+            that the fake score has covered; None where it moved nowhere, or elsewhere.
     """
 
     sigmas: tuple[float, ...]
@@ -66,7 +66,7 @@ class Gauges:
     way: float | None
 
     def record(self) -> dict[str, Any]:
-        """For `metrics.jsonl`."""
+        """The gauges as JSON values, for `metrics.jsonl`."""
         return asdict(self)
 
 
@@ -97,9 +97,9 @@ def gauge(
 
     Args:
         samples: (N, *shape) on the networks' device.
-        condition: Of each.
-        instructor: D.
-        fake: F.
+        condition: The condition of each sample.
+        instructor: The denoiser D.
+        fake: The fake score's denoiser F.
         batch: Samples denoised at once.
     """
     low, high = max(LOWEST, instructor.sigma_min), min(HIGHEST, instructor.sigma_max)
@@ -140,17 +140,17 @@ def gauge(
 def panels(
     samples: Tensor, condition: Condition, instructor: Denoiser, fake: Denoiser
 ) -> list[Tensor]:
-    """Pictures of what both networks make of the student's samples under noise.
+    """The student's samples, noised and denoised by both networks.
 
     Args:
         samples: (N, *shape).
-        condition: Of each.
-        instructor: D.
-        fake: F.
+        condition: The condition of each sample.
+        instructor: The denoiser D.
+        fake: The fake score's denoiser F.
 
     Returns:
-        Samples, noisy samples, D and F of these, each (3 N, *shape): a low, a middle and a high
-        noise level one after the other, the noisy ones scaled to the range of the samples.
+        Samples, noisy samples, their D and their F, each (3 N, *shape): one block of N per noise
+        level, from low to high. Noisy samples are scaled to the range of the samples.
     """
     rows: list[tuple[Tensor, ...]] = []
     draws = Draws.of_range(0, 0, 0, len(samples), samples.device)
@@ -169,36 +169,36 @@ def warnings_of(
     distances: Sequence[Mapping[str, float]] = (),
     gauges: Gauges | None = None,
 ) -> list[str]:
-    """What looks wrong, one sentence each with what to try; empty if nothing does.
+    """Warnings of collapse, drift, standstill and lag, with a remedy each; often none.
 
     Args:
-        student: (N, C, H, W) uint8, its images.
-        instructor: (N, C, H, W) uint8, of the same seeds.
+        student: (N, C, H, W) uint8, the student's images.
+        instructor: (N, C, H, W) uint8, the instructor's images of the same seeds.
         distances: The measurements of the run so far, by average.
-        gauges: Of the same moment.
+        gauges: The gauges of the same step.
     """
-    mine, theirs = student.float(), instructor.float()
-    spread, wanted = mine.std(0).mean().item(), theirs.std(0).mean().item()
-    shift = (mine.mean(0) - theirs.mean(0)).mean().abs().item()
-    found = []
+    ours, theirs = student.float(), instructor.float()
+    spread, wanted = ours.std(0).mean().item(), theirs.std(0).mean().item()
+    shift = (ours.mean(0) - theirs.mean(0)).mean().abs().item()
+    warnings = []
     if spread < COLLAPSED * wanted:
-        found.append(
+        warnings.append(
             f"collapse: the student's images spread by {spread:.3g} grey levels, the instructor's "
             f"by {wanted:.3g}; try a lower optimizer.lr, more fake.updates, or divergence=dmd"
         )
     if shift > DRIFTED * wanted:
-        found.append(
+        warnings.append(
             f"drift: the student's images are {shift:.3g} grey levels off in the mean, with a "
             f"spread of {wanted:.3g}; try a lower optimizer.lr or a higher levels.sigma_max"
         )
     last = list(distances)[-REPEATS:]
     if len(last) == REPEATS and all(each == last[0] for each in last):
-        found.append(
+        warnings.append(
             f"standstill: {REPEATS} measurements in a row are the same; try a higher optimizer.lr"
         )
     if gauges and (lag := _lag(gauges)):
-        found.append(f"lag: the fake score {lag}")
-    return found
+        warnings.append(f"lag: the fake score {lag}")
+    return warnings
 
 
 def _lag(gauges: Gauges) -> str | None:
@@ -207,8 +207,8 @@ def _lag(gauges: Gauges) -> str | None:
         return None
     if gauges.nats.value < 0:
         return (
-            "denoises the student's samples worse than the instructor does: no fault where the "
-            f"images are as good as its own already; where they are not, {remedy}"
+            "denoises the student's samples worse than the instructor does; expected once the "
+            f"student matches the instructor, otherwise {remedy}"
         )
     if gauges.way is not None and gauges.way < LAGGING:
         return (

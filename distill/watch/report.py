@@ -8,6 +8,7 @@ import yaml
 from distill.recipe import Generator, Recipe
 from eval.quality.evaluator import Evaluator
 from eval.quality.images import Sampler
+from instil.base.runs import log
 from instil.base.runs.report import show
 from instructors.load import Card
 
@@ -85,7 +86,9 @@ def show_report(report: Mapping[str, Any]) -> None:
     ]
     if fd_name:
         facts.insert(0, f"student / instructor {report['ratio']:.2f}")
-    print("  ·  ".join(facts))  # noqa: T201, the last line of the table
+    line = "  ·  ".join(facts)
+    print(line)  # noqa: T201, the last line of the table
+    log.append(line)
 
 
 def _mean(figures: Mapping[str, Any], key: str) -> str:

@@ -143,12 +143,12 @@ def path_curve(
         samples: (N, *shape).
         sigmas: (K,).
         reference: Denoiser of v.
-        condition: Of the denoiser.
-        noise_draws: Per sample and level.
-        seed: Of the noise.
+        condition: Condition of all N samples.
+        noise_draws: Noise draws per sample and level.
+        seed: Seed of the noise.
         batch: Samples at once.
-        device: Where to.
-        label: Names a progress bar.
+        device: Device of both denoisers.
+        label: Name of a progress bar.
     """
     levels = check_sigmas(sigmas)
 

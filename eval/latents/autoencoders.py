@@ -26,7 +26,7 @@ from instil.base.draws import Draws
 from instil.base.errors import InstilError
 from instil.base.runs.monitor import track
 from instructors import codec
-from instructors.load import read_autoencoder
+from instructors.models import read_autoencoder
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Autoencoder:
     """Any pair of an encoder and a decoder.
 
     Attributes:
-        encode: (B, *shape) float32, images in [-1, 1], to latents (B, *latent).
-        decode: And back.
+        encode: Images (B, *shape) float32 in [-1, 1] to latents (B, *latent).
+        decode: Latents to images.
     """
 
     encode: Callable[[Tensor], Tensor]
@@ -52,9 +52,9 @@ def load_codec(
 
     Args:
         source: The folder of the model, or of a pipeline with a `vae` in it.
-        kinds: The classes it may be of.
-        shape: Of the images it is for.
-        device: Where it is put.
+        kinds: Names of the classes it may be of.
+        shape: Shape of the images.
+        device: Device to put it on.
 
     Raises:
         InstilError: There is none, it is not of a supported class, or it does not give images of
@@ -98,8 +98,8 @@ def reconstruct(
         autoencoder: On `device`.
         samples: (N, *shape); uint8 images become [-1, 1].
         batch: Samples at once.
-        device: Where the autoencoder lies.
-        label: Names a progress bar on a terminal.
+        device: Device of the autoencoder.
+        label: Name of a progress bar on a terminal.
 
     Returns:
         (N, *shape) float32, on the CPU.

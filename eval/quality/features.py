@@ -103,7 +103,7 @@ def load(source: str, weights: Path | None = None, device: str = "cpu") -> Extra
         return _inception(weights, device)
     if weights is not None:
         raise InstilError(f"weights {weights}: only the inception extractor takes a weight file")
-    if ":" in source:
+    if own.is_name(source):
         made = own.load(source)()
         return made if isinstance(made, Extractor) else of_network(made, device)
     path = Path(source) if source.endswith(".safetensors") else EMBEDDED / f"{source}.safetensors"

@@ -9,7 +9,7 @@ from scipy.optimize import brentq
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from benchmarks.harness import Rows
+from eval.answer import Rows
 from eval.cross_fitting import Losses, cross_fitted, paired_losses, reference_law
 from eval.curves import contributions, noise_levels
 from eval.horizon.bound import generalization_bound, path_curve

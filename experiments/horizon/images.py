@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from benchmarks.harness import Rows
+from eval.answer import Rows
 from eval.cross_fitting import Losses, paired_losses, reference_law
 from eval.curves import noise_levels
 from eval.horizon.certificate import Horizon, horizon

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.harness import Rows
+from eval.answer import Rows
 from eval.curves import Estimate, cross_entropy, integrate_gap
 from eval.latents.autoencoders import (
     Autoencoder,

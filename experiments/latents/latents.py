@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.harness import Rows
+from eval.answer import Rows
 from eval.curves import denoising_loss_curve, loss_gap
 from eval.latents.reuse import ARMS, arms, principal_space, shared_size
 from experiments.experiment import Experiment

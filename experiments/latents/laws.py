@@ -23,7 +23,7 @@ Source:
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,7 +54,6 @@ def latent_score_error(
     *,
     offset: Tensor | None = None,
     noise_aware: bool = False,
-    process: Literal["ve", "vp"] = "ve",
 ) -> Tensor:
     """The squared error of the best score in a latent space, for Gaussian data: (1).
 
@@ -64,8 +63,6 @@ def latent_score_error(
         sigma: Noise levels, data units.
         offset: (d,) mean of the data less the offset of the space; None is 0.
         noise_aware: Of the class that may also shrink what lies outside by one scalar per level.
-        process: `ve`: x + sigma n. `vp`: a(x + sigma n) with a = (1 + sigma^2)^-1/2, where every
-            squared score error is a^-2 times as large.
 
     Returns:
         (K,) float64.
@@ -80,7 +77,7 @@ def latent_score_error(
     rest = len(whole) - len(inside)
     if noise_aware and rest:
         error = error - rest * _shrunk(lost / rest, s[:, 0])
-    return error / s[:, 0] ** 2 * (1 + s[:, 0] if process == "vp" else 1)
+    return error / s[:, 0] ** 2
 
 
 def latent_kl(

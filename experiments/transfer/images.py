@@ -5,7 +5,7 @@ from typing import Any
 from accelerate import Accelerator
 from torch import Tensor
 
-from benchmarks.harness import Rows
+from eval.answer import Rows
 from eval.curves import contributions, denoising_loss_curve, noise_levels
 from eval.transfer.compare import SCRATCH, Comparison, verdict
 from experiments.experiment import Experiment

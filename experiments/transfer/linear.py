@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.harness import Rows
+from eval.answer import Rows
 from eval.curves import Estimate
 from experiments.experiment import Experiment
 from experiments.tasks import gap

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.harness import Rows
+from eval.answer import Rows
 from eval.transfer.compare import embedding_gap
 from experiments.experiment import Experiment
 from experiments.families import FAMILIES, batch_of

@@ -9,7 +9,7 @@ import torch
 from sklearn import datasets
 from torch import Tensor
 
-from benchmarks.harness import Rows
+from eval.answer import Rows
 from eval.curves import Estimate, contributions, denoising_loss_curve, noise_levels
 from eval.transfer.compare import SCRATCH
 from experiments.experiment import Experiment

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from benchmarks.harness import Rows
+from eval.answer import Rows
 from eval.curves import Estimate
 from eval.transfer.compare import SCRATCH
 from experiments.experiment import Experiment

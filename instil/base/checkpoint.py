@@ -23,7 +23,7 @@ from instil.base.errors import InstilError
 from instil.base.files import appearing, reason, remove, replacing, sync, write_text
 
 META = "checkpoint.json"
-# Of each parameter: what torch's Adam keeps, and what that of 8 bits does.
+# State of each parameter: in torch's Adam, and in the Adam with 8 bits.
 MOMENTS = ({"step", "exp_avg", "exp_avg_sq"}, {"step", "state1", "state2"})
 BLOCKWISE = ("absmax", "qmap")  # scales of 8-bit moments, which have no parameter's shape
 
@@ -41,10 +41,10 @@ def save(
     Args:
         root: Folder of the run's checkpoints.
         step: Updates done so far.
-        modules: What is trained or averaged, by name.
-        optimizers: Their optimizers, by name.
-        meta: What `checkpoint.json` says beside the step; must be JSON.
-        keep: How many checkpoints stay; None keeps all.
+        modules: Trained and averaged modules, by name.
+        optimizers: Optimizers, by name.
+        meta: JSON values to write into `checkpoint.json`, beside the step.
+        keep: Number of checkpoints to keep; None keeps all.
 
     Raises:
         OSError: The folder cannot be written; earlier checkpoints are untouched.

@@ -1,4 +1,4 @@
-"""The one error a user can mend, and how commands report it."""
+"""The error for bad input, and how commands report it."""
 
 import errno
 import functools
@@ -8,6 +8,8 @@ import re
 import sys
 import traceback
 from typing import Protocol
+
+from instil.base.runs import log
 
 LONGEST_LINE, MOST_LINES = 1_000, 30
 DEBUG = "--debug"
@@ -40,13 +42,13 @@ class Stopped(KeyboardInterrupt):
 
 
 class Command(Protocol):
-    """A `main`: arguments in (of the command line if None), exit code out."""
+    """A `main`: takes arguments, those of the command line if None, and returns an exit code."""
 
     def __call__(self, argv: list[str] | None = None) -> int: ...
 
 
 def one_message(error: InstilError) -> str:
-    """What is printed of an error: a file's own words may be long, or talk to the terminal."""
+    """The printed message of an error, shortened and without control characters."""
     lines = [line[:LONGEST_LINE] + "…" * (len(line) > LONGEST_LINE) for line in _lines(error)]
     more = [f"… and {len(lines) - MOST_LINES} more"] if len(lines) > MOST_LINES else []
     return "\n".join(lines[:MOST_LINES] + more)
@@ -60,7 +62,7 @@ def _lines(error: InstilError) -> list[str]:
 
 
 def command(main: Command) -> Command:
-    """Turn what a user can mend into one message on stderr, from the first process only.
+    """Turn errors that a user can mend into one message on stderr, from the first process only.
 
     Exit codes: 2 for bad input, 1 for a run that stopped being numbers, 130 for Ctrl-C
     before a run began, 128 + n for a run that signal n stopped. With the
@@ -93,6 +95,7 @@ def command(main: Command) -> Command:
             caught, message, code = error, f"error: {SMALLER} ({first})", 2
         if os.environ.get("RANK", "0") == "0":
             print(message, file=sys.stderr)  # noqa: T201
+            log.append(message)
             if debug:
                 traceback.print_exception(_with_causes(caught))
         return code

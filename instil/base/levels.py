@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 
 
 class LevelDistribution(Choice, ABC):
-    """What every distribution of sigma shares: a range inside the network's own."""
+    """Base of the distributions of sigma; a subclass defines `quantile`.
+
+    Attributes:
+        sigma_min: Smallest noise level; null for the smallest the network was trained for.
+        sigma_max: Largest noise level; null for the largest the network was trained for.
+    """
 
     sigma_min: PositiveFloat | None = None
     sigma_max: PositiveFloat | None = None
@@ -57,16 +62,29 @@ class LevelDistribution(Choice, ABC):
         return self.quantile(uniform, low, high).clamp(low, high).to(uniform.dtype)
 
     def highest(self, low: float, high: float) -> float:
-        """The level that none drawn exceeds, for a network trained on [low, high]."""
+        """The largest level that can be drawn for a network trained on [low, high]."""
         return min(high, self.sigma_max or high)
 
     @abstractmethod
     def quantile(self, uniform: Tensor, low: float, high: float) -> Tensor:
-        """What a subclass writes: the quantile function on [low, high], but for rounding."""
+        """The quantile function of the distribution truncated to [low, high].
+
+        Args:
+            uniform: (B,) in (0, 1).
+            low: The smallest level.
+            high: The largest level.
+
+        Returns:
+            (B,), in [low, high] up to rounding.
+        """
 
 
 class LogNormal(LevelDistribution):
     """log sigma ~ N(mean, std**2), truncated.
+
+    Attributes:
+        mean: Mean of log sigma.
+        std: Standard deviation of log sigma.
 
     Source:
         Karras et al. 2022, arXiv 2206.00364, table 1 (training, mean -1.2, std 1.2).
@@ -87,7 +105,7 @@ class LogNormal(LevelDistribution):
 
 
 class LogUniform(LevelDistribution):
-    """log sigma uniform."""
+    """log sigma uniform, so every octave of noise is equally likely."""
 
     kind: Literal["log_uniform"] = "log_uniform"
 
@@ -97,10 +115,15 @@ class LogUniform(LevelDistribution):
 
 
 class KarrasUniform(LevelDistribution):
-    """Levels spaced as a Karras sampler spaces its steps, t uniform on [t_min, t_max].
+    """Levels of a Karras sampler, at times t uniform on [t_min, t_max].
 
     sigma = (high**(1/rho) + t (low**(1/rho) - high**(1/rho)))**rho, so t = 0 is the highest level.
     SiD draws 1 - t from [0, 0.8] on the range [0.002, 80], which is `t_min = 0.2`.
+
+    Attributes:
+        rho: Curvature of the spacing; larger values give more low levels.
+        t_min: Smallest time; 0 is the highest noise level.
+        t_max: Largest time; 1 is the lowest noise level.
 
     Source:
         Karras et al. 2022, arXiv 2206.00364, eq. 5; Zhou et al. 2024, arXiv 2404.04057 (SiD).
@@ -130,10 +153,15 @@ class KarrasUniform(LevelDistribution):
 
 
 class LogitNormal(LevelDistribution):
-    """Times of a rectified flow, logit t ~ N(mean, std**2), moved by a resolution's shift.
+    """Times of a rectified flow, logit t ~ N(mean, std**2), shifted for the resolution.
 
     With x_t = (1 - t) x + t n the noise level is sigma = t / (1 - t), so logit t is log sigma, and
     the shift t -> shift t / (1 + (shift - 1) t) multiplies sigma by `shift`.
+
+    Attributes:
+        mean: Mean of logit t, before the shift.
+        std: Standard deviation of logit t.
+        shift: Factor on sigma, larger at higher resolutions.
 
     Source:
         Esser et al. 2024, arXiv 2403.03206, eq. 19 (mean 0, std 1) and eq. 23 (shift 3 at 1024**2).
@@ -150,7 +178,11 @@ class LogitNormal(LevelDistribution):
 
 
 class FlowUniform(LevelDistribution):
-    """Times of a rectified flow, t uniform, moved by a resolution's shift as in `LogitNormal`."""
+    """Times of a rectified flow, t uniform, shifted for the resolution.
+
+    Attributes:
+        shift: Factor on sigma, as in `LogitNormal`.
+    """
 
     kind: Literal["flow_uniform"] = "flow_uniform"
     shift: PositiveFloat = 1.0

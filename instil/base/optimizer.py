@@ -21,14 +21,14 @@ class Adam(Config):
     """Adam with a warm-up and a schedule.
 
     Attributes:
-        lr: Learning rate at its highest.
-        betas: Decay of the two moments; the first is 0 in Diff-Instruct and SiD.
-        eps: Added to the root of the second moment.
-        weight_decay: Decoupled (AdamW).
-        warmup: Updates over which the rate rises linearly from 0.
-        schedule: What the rate does afterwards until the last step.
-        clip: Largest global gradient norm; None leaves gradients alone.
-        bits: Of each number of the moments; 8 needs the package bitsandbytes.
+        lr: Highest learning rate.
+        betas: Decay rates of the two moments; the first is 0 in Diff-Instruct and SiD.
+        eps: Constant added to the root of the second moment.
+        weight_decay: Decoupled weight decay (AdamW).
+        warmup: Updates over which the learning rate rises linearly from 0.
+        schedule: Course of the learning rate from the warm-up to the last update.
+        clip: Largest global norm of the gradients; null does not clip.
+        bits: Bits per number of the moments; 8 needs the package bitsandbytes.
     """
 
     lr: PositiveFloat = 1e-4
@@ -41,7 +41,7 @@ class Adam(Config):
     bits: Literal[8, 32] = 32
 
     def build(self, module: nn.Module) -> Optimizer:
-        """The optimizer of those parameters of a module that are trained.
+        """Make the optimizer of a module's trainable parameters.
 
         Raises:
             InstilError: 8 bits, and bitsandbytes is missing.
@@ -90,7 +90,7 @@ class Adam(Config):
 
 
 def trained(module: nn.Module) -> list[nn.Parameter]:
-    """The parameters of a module that have a gradient."""
+    """The trainable parameters of a module."""
     return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 

@@ -17,7 +17,7 @@ class ContinuousVP(Adapter):
     The network is never autocast: near t = 1 a rounding of its output costs a hundredfold in D.
 
     Args:
-        network: F, called as `instructors.families.call` says.
+        network: F, of one of `instructors.families`.
         shape: One sample without the batch axis.
         beta_d: Slope of the noise rate.
         beta_min: The noise rate at t = 0.
@@ -31,6 +31,9 @@ class ContinuousVP(Adapter):
 
     exact = True
     prediction = "epsilon"
+    scheduler_class = "ContinuousVP"
+    scheduler_keys = ("beta_d", "beta_min", "steps", "epsilon_t")
+    in_diffusers = False
 
     def __init__(
         self,
@@ -69,7 +72,7 @@ class ContinuousVE(Adapter):
     The network is never autocast, for the reason given at `ContinuousVP`.
 
     Args:
-        network: F, called as `instructors.families.call` says.
+        network: F, of one of `instructors.families`.
         shape: One sample without the batch axis.
         sigma_min: Smallest level trained.
         sigma_max: Largest level trained.
@@ -81,6 +84,9 @@ class ContinuousVE(Adapter):
 
     exact = True
     prediction = "noise"
+    scheduler_class = "ContinuousVE"
+    scheduler_keys = ("sigma_min", "sigma_max")
+    in_diffusers = False
 
     def __init__(
         self,

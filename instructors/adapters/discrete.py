@@ -1,15 +1,17 @@
 """diffusers networks on a discrete variance-preserving schedule: eps-, v- and x0-prediction."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
 from instil.base.errors import InstilError
 from instil.base.shapes import expand
-from instructors.adapters.adapter import Adapter
+from instructors.adapters.adapter import Adapter, prediction_of
 from instructors.denoiser import Condition
 
+MOST_TIMES = 100_000  # of a schedule; models have a thousand
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 # D = x - s eps: a rounding of eps in half precision (relative 2**-8 for bf16) costs s times as much
 # in D. Above this level that is no longer small beside the data, so eps networks run in float32.
@@ -28,7 +30,7 @@ class DiscreteVP(Adapter):
     Between two trained times t(s) interpolates log s linearly, as k-diffusion does.
 
     Args:
-        network: Called as `instructors.families.call` says; a learned variance is dropped.
+        network: Of one of `instructors.families`; a learned variance is dropped.
         shape: One sample without the batch axis.
         alphas_cumprod: (T,) a**2 for t = 0, …, T - 1, as diffusers' schedulers hold it. A last
             level without signal is left out.
@@ -36,9 +38,12 @@ class DiscreteVP(Adapter):
         classes: Number of class labels; 0 for none.
 
     Raises:
-        ValueError: The prediction type is unknown, or does not fit a last level without signal, or
+        InstilError: The prediction type is unknown, or does not fit a last level without signal, or
             there are no two levels that rise.
     """
+
+    scheduler_class = "DiscreteVP"
+    supported = f"or one with a beta_schedule and a prediction type of {', '.join(PREDICTIONS)}"
 
     def __init__(
         self,
@@ -49,9 +54,9 @@ class DiscreteVP(Adapter):
         classes: int = 0,
     ) -> None:
         if prediction not in PREDICTIONS:
-            raise ValueError(f"prediction type {prediction!r}: expected one of {PREDICTIONS}")
+            raise InstilError(f"prediction type {prediction!r}: expected one of {PREDICTIONS}")
         if prediction == "epsilon" and (alphas_cumprod[-1:] == 0).any():
-            raise ValueError(
+            raise InstilError(
                 "schedule: its last level holds no signal (zero terminal SNR), where epsilon says "
                 "nothing about the data; expected v_prediction or sample, or a schedule without "
                 "rescale_betas_zero_snr"
@@ -88,6 +93,65 @@ class DiscreteVP(Adapter):
 
     def start(self, unit: Tensor, sigma: float) -> Tensor:
         return unit * (sigma**2 + 1) ** 0.5
+
+    @classmethod
+    def reads(cls, scheduler: Mapping[str, Any], network: Mapping[str, Any]) -> bool:
+        ours = super().reads(scheduler, network)
+        return ours or ("beta_schedule" in scheduler and prediction_of(scheduler) in PREDICTIONS)
+
+    @classmethod
+    def from_config(
+        cls, scheduler: Mapping[str, Any], network: Any, shape: tuple[int, ...], classes: int
+    ) -> Self:
+        if super().reads(scheduler, {}):
+            alphas = torch.tensor(scheduler["alphas_cumprod"], dtype=torch.float64)
+            return cls(network, shape, alphas, scheduler["prediction"], classes)
+        from diffusers import DDPMScheduler  # seconds to import
+
+        if scheduler.get("num_train_timesteps", 1000) > MOST_TIMES:
+            raise InstilError(f"schedule: more than {MOST_TIMES:,} times")
+        schedule: Any = DDPMScheduler.from_config(dict(scheduler))
+        prediction: Any = prediction_of(scheduler)
+        return cls(network, shape, schedule.alphas_cumprod, prediction, classes)
+
+    def config(self) -> dict[str, Any]:
+        alphas = 1 / (1 + (2 * self.log_sigmas.double()).exp())
+        values = {"alphas_cumprod": alphas.tolist(), "prediction": self.prediction}
+        return super().config() | values
+
+    def scheduler(self, sigma: float) -> Any:
+        from diffusers import DDPMScheduler, DPMSolverMultistepScheduler  # seconds to import
+
+        # The schedule ends at the student's level, so that its one step starts there.
+        last = int(self.time(self.log_sigmas.new_tensor([sigma])).round().item())
+        alphas = (1 + (2 * self.log_sigmas[: last + 1].double()).exp()).reciprocal()
+        betas = 1 - alphas / alphas.roll(1).index_fill(0, alphas.new_zeros(1).long(), 1.0)
+        schedule: dict[str, Any] = {
+            "num_train_timesteps": last + 1,
+            "trained_betas": betas.tolist(),
+            "timestep_spacing": "trailing",
+            "steps_offset": 1,  # without effect under this spacing; some pipelines ask for it
+            "prediction_type": self.prediction,
+        }
+        if not self.learned_variance or self.family.latent:
+            return DDPMScheduler(variance_type="fixed_small", clip_sample=False, **schedule)
+        # The DDPM step would add noise of the learned variance. This one drops the variance, of
+        # images with three channels, and its first-order step to no noise is D itself.
+        if self.shape[0] != 3:
+            raise InstilError(
+                f"export: a learned variance beside {self.shape[0]} channels has no plain "
+                "diffusers layout, which knows it for three"
+            )
+        return DPMSolverMultistepScheduler(
+            variance_type="learned_range", solver_order=1, final_sigmas_type="zero", **schedule
+        )
+
+    def pipeline(self, sigma: float) -> Any:
+        from diffusers import ConsistencyModelPipeline, DDPMPipeline  # seconds to import
+
+        # The first is the only pipeline that passes class labels; its scheduler may be any.
+        kind: Any = ConsistencyModelPipeline if self.classes else DDPMPipeline
+        return kind(self.network, self.scheduler(sigma))
 
 
 def levels_of(alphas_cumprod: Tensor) -> Tensor:

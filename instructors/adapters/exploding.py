@@ -1,5 +1,8 @@
 """Score networks on a variance-exploding schedule: NCSN++ as diffusers publishes it."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import Tensor, nn
 
 from instil.base.shapes import expand
@@ -16,7 +19,7 @@ class ScoreVE(Adapter):
     network is never autocast, for the reason given at `ContinuousVP`.
 
     Args:
-        network: Called as `instructors.families.call` says; divides by s inside.
+        network: Of one of `instructors.families`; divides by s inside.
         shape: One sample without the batch axis.
         sigma_min: Smallest level trained.
         sigma_max: Largest level trained.
@@ -28,6 +31,12 @@ class ScoreVE(Adapter):
 
     exact = True
     prediction = "score"
+    scheduler_class = "ScoreSdeVeScheduler"
+    scheduler_keys = ("sigma_min", "sigma_max")
+    supported = "ScoreSdeVeScheduler (fourier)"
+    unit_range = True
+    # NCSN++ alone divides by sigma inside, and centres images in [0, 1].
+    understood = ("time_embedding_type", "center_input_sample")
 
     def __init__(
         self,
@@ -41,3 +50,22 @@ class ScoreVE(Adapter):
 
     def denoise(self, noisy: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         return noisy + expand(sigma, noisy) ** 2 * self.call(noisy, sigma, condition)
+
+    @classmethod
+    def reads(cls, scheduler: Mapping[str, Any], network: Mapping[str, Any]) -> bool:
+        fourier = network.get("time_embedding_type") == "fourier"
+        return super().reads(scheduler, network) and fourier
+
+    def scheduler(self, sigma: float) -> Any:
+        from diffusers import ScoreSdeVeScheduler  # seconds to import
+
+        # Its one step goes from sigma_max to no noise, uncorrected.
+        return ScoreSdeVeScheduler(sigma_min=sigma, sigma_max=sigma, correct_steps=0)
+
+    def pipeline(self, sigma: float) -> Any:
+        from diffusers import ScoreSdeVePipeline  # seconds to import
+
+        if self.classes:
+            raise self.no_layout()
+        network: Any = self.network
+        return ScoreSdeVePipeline(network, self.scheduler(sigma))

@@ -1,9 +1,12 @@
 """Rectified flow: networks that predict the velocity from data to noise."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import Tensor, nn
 
 from instil.base.shapes import expand
-from instructors.adapters.adapter import Adapter
+from instructors.adapters.adapter import Adapter, prediction_of
 from instructors.denoiser import Condition
 
 # Training draws u from the open interval (0, 1), and u = 1, pure noise, is an infinite sigma: this
@@ -21,7 +24,7 @@ class Flow(Adapter):
     A schedule's `shift` only says which u are visited, so it is no part of D.
 
     Args:
-        network: Called as `instructors.families.call` says.
+        network: Of one of `instructors.families`.
         shape: One sample without the batch axis.
         classes: Number of class labels; 0 for none.
 
@@ -30,6 +33,7 @@ class Flow(Adapter):
     """
 
     prediction = "velocity"
+    supported = "FlowMatchEulerDiscreteScheduler"
     sigma_min = LEAST / (1 - LEAST)
     sigma_max = MOST / (1 - MOST)
 
@@ -46,3 +50,18 @@ class Flow(Adapter):
 
     def start(self, unit: Tensor, sigma: float) -> Tensor:
         return unit * (1 + sigma)
+
+    @classmethod
+    def reads(cls, scheduler: Mapping[str, Any], network: Mapping[str, Any]) -> bool:
+        name, inverted = scheduler.get("_class_name"), scheduler.get("invert_sigmas")
+        flow = name == "FlowMatchEulerDiscreteScheduler" and not inverted
+        return flow or prediction_of(scheduler) == "flow_prediction"
+
+    def scheduler(self, sigma: float) -> Any:
+        from diffusers import FlowMatchEulerDiscreteScheduler  # seconds to import
+
+        # Its step starts where the call's `sigmas` says, for which a shift would be in the way.
+        return FlowMatchEulerDiscreteScheduler()
+
+    def call_arguments(self, sigma: float) -> str:
+        return f", sigmas=[{sigma / (1 + sigma):.6g}]"

@@ -1,12 +1,14 @@
 """Networks with the preconditioning of EDM."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
 from instil.base.errors import InstilError
 from instil.base.shapes import expand
-from instructors.adapters.adapter import Adapter
+from instructors.adapters.adapter import Adapter, prediction_of
 from instructors.denoiser import Condition
 
 
@@ -19,7 +21,7 @@ class Karras(Adapter):
     This is what diffusers' `EDMEulerScheduler` does around a network.
 
     Args:
-        network: F, called as `instructors.families.call` says.
+        network: F, of one of `instructors.families`.
         shape: One sample without the batch axis.
         sigma_min: Smallest level trained.
         sigma_max: Largest level trained.
@@ -34,6 +36,9 @@ class Karras(Adapter):
     """
 
     prediction = "EDM's F"
+    scheduler_class = "EDMEulerScheduler"
+    scheduler_keys = ("sigma_min", "sigma_max", "sigma_data")
+    supported = "EDMEulerScheduler (epsilon)"
 
     def __init__(
         self,
@@ -61,3 +66,21 @@ class Karras(Adapter):
     def start(self, unit: Tensor, sigma: float) -> Tensor:
         # diffusers' EDMEulerScheduler starts from this scale (its `init_noise_sigma`).
         return unit * (sigma**2 + 1) ** 0.5
+
+    @classmethod
+    def reads(cls, scheduler: Mapping[str, Any], network: Mapping[str, Any]) -> bool:
+        return super().reads(scheduler, network) and prediction_of(scheduler) == "epsilon"
+
+    def scheduler(self, sigma: float) -> Any:
+        from diffusers import EDMEulerScheduler  # seconds to import
+
+        return EDMEulerScheduler(
+            sigma_min=self.sigma_min, sigma_max=sigma, sigma_data=self.sigma_data
+        )
+
+    def pipeline(self, sigma: float) -> Any:
+        from diffusers import ConsistencyModelPipeline  # seconds to import
+
+        # The only pipeline that scales as EDM does; its scheduler may be any.
+        network: Any = self.network
+        return ConsistencyModelPipeline(network, self.scheduler(sigma))

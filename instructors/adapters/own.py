@@ -97,8 +97,7 @@ class OwnNetwork(Adapter):
         contrast = (high - low) / 2
         first = usual[0] / contrast if sigma_min is None else sigma_min
         last = usual[1] / contrast if sigma_max is None else sigma_max
-        family = Family(_positional, latent=False)
-        super().__init__(network, shape, first, last, classes, family)
+        super().__init__(network, shape, first, last, classes, OWN)
         table = torch.empty(0) if levels is None else levels.log().float()
         self.register_buffer("log_sigmas", table, persistent=False)
         self.kind: Any = "betas" if isinstance(time, Tensor) else time
@@ -193,6 +192,9 @@ class OwnNetwork(Adapter):
 
 def _positional(network: Any, noisy: Tensor, time: Tensor, condition: Condition) -> Any:
     return network(noisy, time, *condition.values())
+
+
+OWN = Family("", _positional)
 
 
 def _check(

@@ -1,4 +1,4 @@
-"""What an instructor is asked for, and whom it is blended with, as sections of a recipe."""
+"""The recipe sections `conditioning` and `blend`."""
 
 from typing import Annotated
 
@@ -9,15 +9,15 @@ from instil.base.config.fields import Location
 
 
 class Conditioning(Config):
-    """Conditions without data.
+    """Conditions of samples, drawn without data.
 
     Attributes:
-        labels: How often each class is drawn; None for equally often.
-        null_label: The last class label, where it is no class but the null condition.
-        prompts: A text file with a prompt per line, for text models.
-        negative: The prompt that guidance leads away from; an empty one is the null prompt.
-        guidance: Scale of classifier-free guidance on the instructor, 1 for none; for models with
-            built-in guidance (FLUX.1-dev), its scale.
+        labels: Relative frequency of each class; null draws all equally often.
+        null_label: Number of the last class label, if it stands for the null condition.
+        prompts: Text file with one prompt per line, for text models.
+        negative: Negative prompt of guidance; empty for the null prompt.
+        guidance: Scale of the instructor's classifier-free guidance, 1 for none, or of its built-in
+            guidance (FLUX.1-dev).
     """
 
     labels: tuple[NonNegativeFloat, ...] | None = None
@@ -31,9 +31,11 @@ class Blending(Config):
     """Further instructors, whose scores are added; fake and student are copies of the first.
 
     Attributes:
-        others: As `instructors.load.load` takes them.
-        weights: Of the instructor and the others, one row per level of `sigmas`.
-        sigmas: Levels between which weights are interpolated; one for constant weights.
+        others: Further instructors: folders, hub ids, or embedded names.
+        weights: Weights of the instructor and the others, in this order; one row per entry of
+            `sigmas`.
+        sigmas: Noise levels of the rows of `weights`, interpolated in between; one for constant
+            weights.
     """
 
     others: Annotated[tuple[Location, ...], Field(min_length=1)]

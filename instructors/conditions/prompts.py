@@ -1,10 +1,9 @@
 """Prompts become tensors once: encoded by the pipeline's own encoders, kept as safetensors."""
 
 import hashlib
-import inspect
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from instil.base.errors import InstilError
 from instil.base.files import cache_folder
 from instil.base.untrusted import LARGEST, read_json, read_text
 from instructors.denoiser import Condition
+from instructors.families import ENCODERS
 from instructors.load import Card
 from instructors.sources import download, weights_hash
 
@@ -110,65 +110,6 @@ def _encode(
     tensors = {key: torch.cat([part[key] for part in found]) for key in found[0]}
     tensors |= encoder(pipeline, [""], negative, device)
     return {key: value.float().cpu() for key, value in tensors.items()}
-
-
-# Each maps prompts to tensors by the names of `instructors.families`; with a negative prompt, to
-# its null condition instead.
-def _sd(pipeline: Any, prompts: list[str], negative: str | None, device: Any) -> Tensors:
-    text, null = pipeline.encode_prompt(
-        prompts, device, 1, negative is not None, negative_prompt=[negative] if negative else None
-    )
-    return {"text": text} if negative is None else {"null_text": null}
-
-
-def _pooled(pipeline: Any, prompts: list[str], negative: str | None, device: Any) -> Tensors:
-    more = {"prompt_2": None} | ({"prompt_3": None} if hasattr(pipeline, "tokenizer_3") else {})
-    text, null, pooled, null_pooled = pipeline.encode_prompt(
-        prompts,
-        device=device,
-        do_classifier_free_guidance=negative is not None,
-        negative_prompt=[negative] if negative else None,
-        **more,
-    )
-    if negative is None:
-        return {"text": text, "pooled": pooled}
-    return {"null_text": null, "null_pooled": null_pooled}
-
-
-def _flux(pipeline: Any, prompts: list[str], negative: str | None, device: Any) -> Tensors:
-    if negative is not None:
-        return {}
-    text, pooled, _ = pipeline.encode_prompt(prompts, device=device)
-    return {"text": text, "pooled": pooled}
-
-
-def _masked(
-    pipeline: Any, prompts: list[str], negative: str | None, device: Any, **more: Any
-) -> Tensors:
-    text, mask, null, null_mask = pipeline.encode_prompt(
-        prompts, negative is not None, negative_prompt=negative or "", device=device, **more
-    )
-    if negative is None:
-        return {"text": text, "mask": mask}
-    return {"null_text": null, "null_mask": null_mask}
-
-
-def _instructed(pipeline: Any, prompts: list[str], negative: str | None, device: Any) -> Tensors:
-    # What stands before each prompt, as in a plain call of the pipeline.
-    call = inspect.signature(pipeline.__call__).parameters
-    instruction = call["complex_human_instruction"].default
-    return _masked(pipeline, prompts, negative, device, complex_human_instruction=instruction)
-
-
-ENCODERS: dict[str, Callable[[Any, list[str], str | None, Any], Tensors]] = {
-    "StableDiffusionPipeline": _sd,
-    "StableDiffusionXLPipeline": _pooled,
-    "StableDiffusion3Pipeline": _pooled,
-    "FluxPipeline": _flux,
-    "PixArtAlphaPipeline": _masked,
-    "PixArtSigmaPipeline": _masked,
-    "SanaPipeline": _instructed,
-}
 
 
 def _key(folder: Path, name: str, prompts: Sequence[str], negative: str) -> str:

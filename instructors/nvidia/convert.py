@@ -5,13 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
-
 from instil.base import __version__
+from instil.base.card import model_card
 from instil.base.errors import InstilError
 from instil.base.files import appearing, write_text
 from instructors.adapters import folder
-from instructors.load import read_autoencoder
+from instructors.models import read_autoencoder
 from instructors.nvidia.checkpoint import Checkpoint, read_checkpoint
 
 SERVER = "https://nvlabs-fi-cdn.nvidia.com"
@@ -125,22 +124,11 @@ def _tell(path: Path, autoencoder: Any, checkpoint: Checkpoint) -> None:
 
 
 def _card(facts: Mapping[str, Any]) -> str:
-    licence = facts["licence"]
-    metadata = ModelCardData(
-        license=licence if licence != "unknown" else None, tags=["diffusion", "instil-instructor"]
-    )
     paper = "EDM's code (Karras et al. 2022, arXiv 2206.00364)"
     if facts["network"] == "EDM2UNet":
         paper = "EDM2's code (Karras et al. 2024, arXiv 2312.02696)"
     rows = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
-    return str(
-        ModelCard(
-            f"""---
-{metadata.to_yaml()}
----
-
-# {facts["file"]}, converted
-
+    text = f"""\
 The weights of a checkpoint of {paper} as safetensors,
 converted by instil {__version__} without running what the file holds. Whether it is the published
 file was judged by its name alone. Students made from it inherit its licence.
@@ -155,5 +143,5 @@ from instructors.load import load
 denoiser = load("{Path(facts["file"]).stem}").denoiser
 ```
 """
-        )
-    )
+    title = f"{facts['file']}, converted"
+    return model_card(title, text, facts["licence"], ("diffusion", "instil-instructor"))

@@ -34,7 +34,11 @@ if TYPE_CHECKING:
 
 
 class DenoisingPenalty(Choice, ABC):
-    """What is added to the denoising loss, kappa times."""
+    """Base of the penalties added to the denoising loss.
+
+    Attributes:
+        kappa: Weight of the penalty.
+    """
 
     kappa: NonNegativeFloat
 

@@ -36,12 +36,12 @@ class UNet(Config):
     """A diffusers `UNet2DModel`.
 
     Attributes:
-        channels: Of each level; the side halves between levels.
+        channels: Channels of each level; height and width halve from one level to the next.
         layers: Residual blocks per level.
-        attention: Numbers of the levels with attention, 0 the finest.
-        middle_attention: Attention at the lowest resolution.
-        dropout: In residual blocks, while training.
-        groups: Of group normalisation.
+        attention: Levels with attention, counted from 0, the finest.
+        middle_attention: Whether the middle, at the lowest resolution, has attention.
+        dropout: Dropout rate in residual blocks during training.
+        groups: Groups of the group normalisation.
     """
 
     channels: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (64, 128)
@@ -101,7 +101,7 @@ class Training(ImageTraining):
     Attributes:
         levels: The noise levels of the training.
         optimizer: The network's optimizer.
-        flip: Mirror every other image.
+        flip: Whether half of the images drawn are mirrored.
         penalty: A penalty against learning few images by heart; `python -m eval horizon --kappas`
             says whether it helps, and how much of it.
     """

@@ -10,9 +10,10 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from instil.base import data
+from instil.base.card import model_card
 from instil.base.errors import InstilError
 from instil.base.files import appearing, write_text
-from instil.base.runs.training import origin
+from instil.base.runs.training import card_lines, origin
 from instructors.codec import Codec
 from instructors.denoiser import Condition, Denoiser, labelled
 from instructors.load import Instructor
@@ -21,21 +22,6 @@ from instructors.sources import network_folder
 from instructors.transfer import Arm
 from instructors.transfer.arms import Transfer, begin, fit, trunk
 from instructors.transfer.heads import blank, check, relabelled
-
-CARD = """---
-library_name: diffusers
-license: {licence}
-tags: [diffusion, instil-instructor]
----
-
-# {name}
-
-`{source}` ({sha256}) adapted to other images by the arm `{arm}`, {updates} updates.
-
-- Data: `{data}`, {count} images of the shape {shape}, digest {digest}
-- Command: `{command}`
-- Machine: {machine}
-"""
 
 
 @dataclass(frozen=True)
@@ -144,15 +130,18 @@ def save(
     """
     card = instructor.card
     where = network_folder(card.source)
-    about = {
-        "name": folder.name,
-        "licence": card.licence,
-        "source": card.source,
-        "sha256": card.sha256,
-        "arm": arm,
-        "updates": updates,
-        **origin(target.images, command),
-    }
+    text = (
+        f"`{card.source}` ({card.sha256}) adapted to other images by the arm `{arm}`, "
+        f"{updates} updates.\n\n{card_lines(target.images, command)}"
+    )
+    described = model_card(
+        folder.name,
+        text,
+        card.licence,
+        ("diffusion", "instil-instructor"),
+        "diffusers",
+        origin(target.images, command),
+    )
     network: Any = merged(denoiser).network
     with appearing(folder) as partial:
         left = {"README.md", "figures.json"}
@@ -162,4 +151,4 @@ def save(
                 copy = shutil.copytree if path.is_dir() else shutil.copy
                 copy(path, partial / path.name)
         network.cpu().save_pretrained(partial / where.relative_to(card.folder))
-        write_text(partial / "README.md", CARD.format(**about))
+        write_text(partial / "README.md", described)

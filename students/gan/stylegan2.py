@@ -26,6 +26,7 @@ from instil.base.draws import Draws
 from instil.base.errors import InstilError
 from instructors.denoiser import UNCONDITIONAL, Condition
 from students.gan.modulation import activate, convolve, modulated_conv2d, normalise, upfirdn2d
+from students.gan.original import stylegan2_arguments
 from students.pretrained import Pretrained
 from students.student import Latent, Student, one_hot
 
@@ -35,7 +36,7 @@ Count = Annotated[int, Field(ge=1, le=100_000)]
 
 
 class Arguments(Config):
-    """Of a `StyleGAN2`: the numbers, which a file may give as anything."""
+    """The numbers that a `StyleGAN2` is made with, which a file may give as anything."""
 
     resolution: Count
     channels: Count
@@ -48,6 +49,7 @@ class Arguments(Config):
     channel_base: Annotated[int, Field(ge=1, le=1 << 24)]
     channel_max: Count
     clamp: PositiveFloat | None
+    noise: bool
 
 
 class StyleGAN2(Student, Pretrained):
@@ -58,18 +60,20 @@ class StyleGAN2(Student, Pretrained):
 
     Args:
         resolution: Side of an image, a power of two, at least 4.
-        channels: Of an image.
+        channels: Channels of an image.
         classes: Number of class labels; 0 if unconditional.
         z_dim: Length of z.
         w_dim: Length of w.
-        mapping_layers: Layers of the mapping.
-        mapping_rate: Factor on the mapping's weights and biases, so on its learning rate.
-        average_decay: Of the running mean `w_avg`, per batch.
-        channel_base: A layer at resolution r has `channel_base // r` channels,
-        channel_max: but no more than these.
+        mapping_layers: Number of layers of the mapping.
+        mapping_rate: Factor on the mapping's weights and biases, and so on its learning rate.
+        average_decay: Decay of the running mean `w_avg` per batch.
+        channel_base: Product of resolution and channels: a layer at resolution r has
+            `channel_base // r` channels.
+        channel_max: Upper bound on the channels of a layer.
         architecture: How the resolutions meet: `skip` sums their images, `resnet` has residual
             blocks, `orig` neither.
         clamp: Largest magnitude of an activation; None leaves them alone.
+        noise: Whether the layers get noise.
 
     Raises:
         InstilError: The resolution is no power of two, or the architecture is unknown.
@@ -91,6 +95,7 @@ class StyleGAN2(Student, Pretrained):
         channel_max: int = 512,
         architecture: Architecture = "skip",
         clamp: float | None = None,
+        noise: bool = True,
     ) -> None:
         super().__init__()
         given = locals()
@@ -114,6 +119,7 @@ class StyleGAN2(Student, Pretrained):
                     w_dim,
                     residual=architecture == "resnet",
                     clamp=clamp,
+                    noise=noise,
                 )
                 for side, before, width in zip(sides, [0, *widths[:-1]], widths, strict=True)
             }
@@ -160,84 +166,18 @@ class StyleGAN2(Student, Pretrained):
         return image.to(z.dtype)
 
     def _constants(self) -> Iterator[Tensor]:
-        """The noise (r, r) of each layer that a checkpoint holds, in the layers' order."""
-        return (layer.noise_const for layer in self.modules() if isinstance(layer, _Layer))
+        """Constant noises (r, r) of the layers, in their order."""
+        layers = (layer for layer in self.modules() if isinstance(layer, _Layer))
+        return (layer.noise_const for layer in layers if layer.noise_strength is not None)
 
     @classmethod
     def from_original(cls, arguments: Mapping[str, Any]) -> Self:
-        """A generator with random weights, from the arguments of the original's constructor.
-
-        Args:
-            arguments: `z_dim`, `c_dim`, `w_dim`, `img_resolution`, `img_channels` and the mappings
-                `mapping_kwargs` and `synthesis_kwargs`, as a checkpoint keeps them. Those that
-                choose half precision are dropped: they say how to compute, not what.
+        """Make one with random weights from the arguments of the original's constructor.
 
         Raises:
-            InstilError: An argument is missing or unknown, or has a value no published
-                configuration uses.
+            InstilError: As in `stylegan2_arguments`.
         """
-        flat = dict(arguments)
-        for group in ("mapping_kwargs", "synthesis_kwargs"):
-            given = flat.pop(group, {})
-            if not isinstance(given, Mapping):
-                raise InstilError(f"no StyleGAN2-ADA generator: {group} is no mapping")
-            flat |= {f"{group}.{name}": value for name, value in given.items()}
-        faults = [f"{name} is missing" for name in NEEDED if name not in flat]
-        for name, value in flat.items():
-            only = ONLY.get(name, value)
-            if name not in RENAMED and name not in ONLY and name not in PRECISION:
-                faults.append(f"{name} is not known")
-            elif (list(value) if isinstance(value, tuple) else value) != only:
-                faults.append(f"{name} is {value!r}, supported is {only!r}")
-        if faults:
-            raise InstilError(f"no StyleGAN2-ADA generator: {'; '.join(faults)}")
-        return cls(**{ours: flat[theirs] for theirs, ours in RENAMED.items() if theirs in flat})
-
-
-NEEDED = ("z_dim", "c_dim", "w_dim", "img_resolution", "img_channels")
-RENAMED = {
-    "z_dim": "z_dim",
-    "c_dim": "classes",
-    "w_dim": "w_dim",
-    "img_resolution": "resolution",
-    "img_channels": "channels",
-    "mapping_kwargs.num_layers": "mapping_layers",
-    "mapping_kwargs.lr_multiplier": "mapping_rate",
-    "mapping_kwargs.w_avg_beta": "average_decay",
-    "synthesis_kwargs.channel_base": "channel_base",
-    "synthesis_kwargs.channel_max": "channel_max",
-    "synthesis_kwargs.architecture": "architecture",
-    "synthesis_kwargs.conv_clamp": "clamp",
-}
-ONLY = {
-    "mapping_kwargs.embed_features": None,
-    "mapping_kwargs.layer_features": None,
-    "mapping_kwargs.activation": "lrelu",
-    "synthesis_kwargs.activation": "lrelu",
-    "synthesis_kwargs.kernel_size": 3,
-    "synthesis_kwargs.use_noise": True,
-    "synthesis_kwargs.resample_filter": [1, 3, 3, 1],
-}
-PRECISION = ("synthesis_kwargs.num_fp16_res", "synthesis_kwargs.fp16_channels_last")
-
-
-def configuration(name: Literal["cifar", "auto"], resolution: int) -> dict[str, Any]:
-    """Arguments of `StyleGAN2` for a published configuration: `StyleGAN2(**configuration(…))`.
-
-    Args:
-        name: `cifar` for 32x32 images, `auto` for any.
-        resolution: Side of an image.
-
-    Source:
-        Karras et al. 2020, arXiv 2006.06676, as released: `train.py --cfg`.
-    """
-    wide = name == "cifar" or resolution >= 512
-    return {
-        "resolution": resolution,
-        "mapping_layers": 2,
-        "channel_base": 32768 if wide else 16384,
-        "clamp": 256.0,
-    }
+        return cls(**stylegan2_arguments(arguments))
 
 
 class _Linear(nn.Module):
@@ -270,7 +210,7 @@ class _Mapping(nn.Module):
         self.register_buffer("w_avg", torch.zeros(w_dim))
 
     def forward(self, z: Tensor, label: Tensor) -> Tensor:
-        """(B, z_dim) and one-hot (B, classes) to (B, w_dim)."""
+        """Map (B, z_dim) and one-hot (B, classes) to (B, w_dim)."""
         w = normalise(z)
         if self.embed is not None:
             w = torch.cat([w, normalise(self.embed(label))], dim=1)
@@ -282,7 +222,7 @@ class _Mapping(nn.Module):
 
 
 class _Modulated(nn.Module):
-    """What the layers share: unit-variance weights and the map from w to styles."""
+    """Base of the layers: unit-variance weights and the map from w to styles."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, w_dim: int) -> None:
         super().__init__()
@@ -295,19 +235,29 @@ class _Layer(_Modulated):
     """A modulated convolution, noise, bias and activation; doubles the sides if `up`."""
 
     def __init__(
-        self, inputs: int, outputs: int, side: int, w_dim: int, up: bool, clamp: float | None
+        self,
+        inputs: int,
+        outputs: int,
+        side: int,
+        w_dim: int,
+        up: bool,
+        clamp: float | None,
+        noise: bool,
     ) -> None:
         super().__init__(inputs, outputs, 3, w_dim)
         self.up, self.clamp = up, clamp
-        self.noise_strength = nn.Parameter(torch.zeros(()))
-        self.register_buffer("noise_const", torch.randn(side, side))
+        self.noise_strength = nn.Parameter(torch.zeros(())) if noise else None
+        if noise:
+            self.register_buffer("noise_const", torch.randn(side, side))
         self.register_buffer("resample_filter", _binomial())
 
-    def forward(self, x: Tensor, w: Tensor, noise: Tensor, gain: float = 1.0) -> Tensor:
+    def forward(self, x: Tensor, w: Tensor, noises: Iterator[Tensor], gain: float = 1.0) -> Tensor:
+        """Map features (B, C, H, W) to features; takes the next noise."""
         taps = self.resample_filter if self.up else None
         x = modulated_conv2d(x, self.weight, self.affine(w), taps=taps)
-        x = x + self.noise_strength * noise + self.bias[:, None, None]
-        return activate(x, gain, self.clamp)
+        if self.noise_strength is not None:
+            x = x + self.noise_strength * next(noises)
+        return activate(x + self.bias[:, None, None], gain, self.clamp)
 
 
 class _ToRGB(_Modulated):
@@ -344,10 +294,11 @@ class _Block(nn.Module):
         inputs: Channels of the resolution below; 0 for the first block, which is a constant.
         outputs: Channels.
         side: The resolution.
-        channels: Of the image it adds to; 0 if it adds none.
+        channels: Channels of the image it adds to; 0 if it adds none.
         w_dim: Length of w.
         residual: Whether a linear path runs beside the layers.
         clamp: Largest magnitude of an activation.
+        noise: Whether its layers get noise.
     """
 
     def __init__(
@@ -359,25 +310,27 @@ class _Block(nn.Module):
         w_dim: int,
         residual: bool,
         clamp: float | None,
+        noise: bool,
     ) -> None:
         super().__init__()
         self.register_buffer("resample_filter", _binomial())
         self.const: Any = None if inputs else nn.Parameter(torch.randn(outputs, side, side))
-        self.conv0 = _Layer(inputs, outputs, side, w_dim, up=True, clamp=clamp) if inputs else None
-        self.conv1 = _Layer(outputs, outputs, side, w_dim, up=False, clamp=clamp)
+        made: dict[str, Any] = {"side": side, "w_dim": w_dim, "clamp": clamp, "noise": noise}
+        self.conv0 = _Layer(inputs, outputs, up=True, **made) if inputs else None
+        self.conv1 = _Layer(outputs, outputs, up=False, **made)
         self.torgb = _ToRGB(outputs, channels, w_dim, clamp) if channels else None
         self.skip = _Skip(inputs, outputs) if inputs and residual else None
 
     def forward(
         self, x: Tensor | None, image: Tensor | None, w: Tensor, noises: Iterator[Tensor]
     ) -> tuple[Tensor, Tensor | None]:
-        """The features and the image of the resolution below to those of this one."""
+        """Map features and image of the resolution below to those of this one."""
         gain = math.sqrt(0.5) if self.skip else 1.0  # so that a sum of two keeps the variance
         if self.conv0 is None:
             below = self.const.expand(len(w), -1, -1, -1)
         else:
-            below = self.conv0(x, w, next(noises))
-        y = self.conv1(below, w, next(noises), gain)
+            below = self.conv0(x, w, noises)
+        y = self.conv1(below, w, noises, gain)
         if self.skip is not None:
             y = y + gain * self.skip(x)
         if image is not None:

@@ -36,9 +36,9 @@ class Network(Config):
     """The size of the generator, a `StyleGAN2`, and of the discriminator.
 
     Attributes:
-        z_dim: Length of z.
-        w_dim: Length of w.
-        mapping_layers: Layers of the mapping.
+        z_dim: Length of the latent z.
+        w_dim: Length of the style vector w.
+        mapping_layers: Layers of the mapping from z to w.
         channel_base: The channels of a layer, times its resolution.
         channel_max: The most channels of a layer.
         architecture: How the images of the resolutions are combined.

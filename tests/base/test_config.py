@@ -6,14 +6,15 @@ import re
 
 import pytest
 
-from distill.__main__ import RECIPES
+from distill.__main__ import RECIPES, main
 from distill.recipe import Recipe
 from instil.base.config import load_recipe, merge, read_overrides, read_yaml, validate
 from instil.base.config.keys import show
 from instil.base.config.recipes import layers, named_recipes, resolve
-from instil.base.errors import InstilError
+from instil.base.errors import InstilError, command
 from instil.base.levels import KarrasUniform, LogNormal
 from instructors.training.train import TrainRecipe
+from tests.tools.keys_page import PAGE, page
 
 BASE = {"name": "r", "instructor": "digits"}
 
@@ -238,3 +239,38 @@ def test_checking_a_recipe_does_not_load_torch(python):
         "assert main(['--check']) == 0; assert 'torch' not in sys.modules"
     )
     python("-c", code)
+
+
+def test_the_page_of_keys_is_up_to_date_and_every_key_has_a_text():
+    assert PAGE.read_text() == page(), "run python -m tests.tools.keys_page"
+    bare = [line for line in page().splitlines() if re.match(r" *\* `.*:\s*$", line)]
+    assert bare == []
+
+
+def test_keys_below_a_prefix(capsys):
+    assert main(["--keys", "fake.optimizer"]) == 0
+    first, second, *_ = capsys.readouterr().out.splitlines()
+    assert first == "* `fake.optimizer` (section): Optimizer of the fake score."
+    assert second == "* `fake.optimizer.lr` (number > 0; default 0.0001): Highest learning rate."
+    assert main(["--keys", "nothing"]) == 2
+    assert "there is no such key" in capsys.readouterr().err
+
+
+def test_the_stack_below_a_sentence(capsys, monkeypatch):
+    @command
+    def failing(argv=None):
+        assert argv == ["x"]
+        try:
+            raise KeyError("inner")
+        except KeyError:
+            raise InstilError("outer") from None
+
+    assert failing(["x"]) == 2
+    assert capsys.readouterr().err == "error: outer\n"
+    assert failing(["x", "--debug"]) == 2
+    error = capsys.readouterr().err
+    assert "KeyError: 'inner'" in error
+    assert "instil.base.errors.InstilError: outer" in error
+    monkeypatch.setenv("INSTIL_DEBUG", "1")
+    failing(["x"])
+    assert capsys.readouterr().err == error

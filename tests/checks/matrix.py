@@ -19,15 +19,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from configparser import ConfigParser
 from pathlib import Path
 from typing import Any
-
-from packaging.requirements import Requirement
 
 from benchmarks.harness import Rows, command
 from instil.base.errors import InstilError
 from instil.base.runs.monitor import note
+from tests.checks.bounds import lower_bounds
 from tests.checks.documented import SHORT_DISTILLATION
 
 ROOT = Path(__file__).parents[2]
@@ -44,19 +42,6 @@ COMMANDS = (
     "students sample digits-gan --seeds 0-3 --grid out.png",
     "instructors inspect digits",
 )
-
-
-def lower_bounds(setup: Path) -> list[str]:
-    """What a setup.cfg and its extra `dev` require at least, each as an exact version."""
-    config = ConfigParser()
-    config.read_string(setup.read_text())
-    lines = config["options"]["install_requires"] + config["options.extras_require"]["dev"]
-    return sorted(
-        f"{wanted.name}=={bound.version}"
-        for wanted in map(Requirement, lines.split("\n")[1:])
-        for bound in wanted.specifier
-        if bound.operator in (">=", "==")
-    )
 
 
 def counts(output: str) -> dict[str, int]:

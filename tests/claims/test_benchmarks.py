@@ -25,8 +25,9 @@ from instructors.adapters.karras import Karras
 from instructors.analytic import mixture
 from instructors.denoiser import UNCONDITIONAL
 from instructors.mlp import MLP
+from tests.checks.bounds import lower_bounds
 from tests.checks.documented import commands, words
-from tests.checks.matrix import counts, lower_bounds
+from tests.checks.matrix import counts
 from tests.checks.traces import differences, phase
 
 

@@ -60,9 +60,12 @@ def test_a_run_leaves_everything_a_person_needs(tiny, tmp_path, capsys):
     assert "instructor: " in (run / "recipe.yaml").read_text()
     kept = sorted(path.name for path in (run / "checkpoints").iterdir())
     assert kept == ["step-00000004", "step-00000006"]
-    out = capsys.readouterr().out
-    assert "student / instructor" in out
-    assert "9 forwards per update" in out
+    printed = capsys.readouterr()
+    assert "student / instructor" in printed.out
+    assert "9 forwards per update" in printed.out
+    kept = [line.rstrip() for line in (run / "run.log").read_text().splitlines()]
+    for line in (printed.out + printed.err).splitlines():
+        assert line.rstrip() in kept
 
 
 def test_a_run_is_never_overwritten(tiny, tmp_path):

@@ -170,7 +170,8 @@ def test_the_variance_preserving_process(case):
     truth = (error @ noisy @ error.mT).trace().item()
     assert truth == pytest.approx(3.78132766, rel=1e-8)
     sigma = math.sqrt(h) / alpha
-    assert latent_score_error(*case, sigma, process="vp").item() == pytest.approx(truth, rel=1e-10)
+    scaled = latent_score_error(*case, sigma).item() / alpha**2  # the state is alpha (x + sigma n)
+    assert scaled == pytest.approx(truth, rel=1e-10)
 
 
 def test_one_scalar_buys_back_the_ambient_noise(case):

@@ -46,12 +46,6 @@ def test_help_and_version_cost_no_torch(tmp_path):
     assert run([*COMMAND, "--version"], tmp_path) == (0, f"instil {instil.__version__}\n")
 
 
-def test_the_users_own_code_is_found_after_ours(tmp_path):
-    (tmp_path / "mine.py").write_text("print('found')")
-    code = "from instil.__main__ import main\ntry: main(['eval', '-h'])\nfinally: import mine"
-    assert run([sys.executable, "-P", "-c", code], tmp_path)[1].endswith("found\n")
-
-
 @pytest.mark.parametrize(("name", "mark"), [("eval.py", "."), ("students/__init__.py", "/")])
 def test_python_m_names_the_file_in_the_way(name, mark, tmp_path):
     (tmp_path / name).parent.mkdir(exist_ok=True)

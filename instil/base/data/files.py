@@ -1,4 +1,4 @@
-"""Images in files that anybody may have written: folders, zips, arrays, with limits on size."""
+"""Read folders, zips and arrays of images that we did not write, with limits on size."""
 
 import math
 import re
@@ -19,15 +19,9 @@ from instil.base.errors import InstilError
 from instil.base.untrusted import is_file
 
 KINDS = ("images-idx3", "labels-idx1")
-
-
-# Of one image and its file: 4096x4096, and more bytes than those take without compression.
+# Limits of one image, 4096x4096, and of its file, in bytes.
 MOST_PIXELS, LARGEST_FILE = 1 << 24, 1 << 27
-
-
-MOST_UNPACKED = 1100  # bytes of a byte that is packed, by deflate
-
-
+MOST_UNPACKED = 1100  # bytes that deflate unpacks from one
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif"}
 
 
@@ -57,10 +51,10 @@ def _open(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
 
 
 def read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray[Any, Any]]:
-    """Some arrays of a `.npz`, those of `names` that it holds.
+    """Read those arrays of a `.npz` that are in `names`; nothing is unpickled.
 
     Raises:
-        InstilError: It is none, or an array declares more than the file has; nothing is unpickled.
+        InstilError: The file is not a `.npz`, or an array declares more than the file has.
     """
     found = {}
     try:

@@ -15,6 +15,7 @@ from accelerate.utils import (
 )
 
 from instil.base.errors import InstilError
+from instil.base.runs import log
 from instil.base.runs.monitor import note
 from instil.base.runs.trackers import check_trackers
 
@@ -110,6 +111,7 @@ def finish(accelerator: Accelerator) -> None:
     A wrapped module that outlives the process group aborts the process at exit: "terminate called
     without an active exception", in 5 of 12 runs of two processes with torch 2.15, against none.
     """
+    log.keep(None)
     accelerator.free_memory()
     gc.collect()
     accelerator.end_training()

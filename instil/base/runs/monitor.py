@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from instil.base.errors import InstilError
 from instil.base.files import reason, write_text
+from instil.base.runs import log
 
 P = TypeVar("P")
 
@@ -138,8 +139,9 @@ def _record(line: bytes) -> dict[str, Any] | None:
 
 
 def note(text: str) -> None:
-    """One plain line to stderr: progress and remarks, never results."""
+    """One plain line to stderr, and to `run.log` inside a run: remarks, never results."""
     print(text, file=sys.stderr, flush=True)  # noqa: T201
+    log.append(text)
 
 
 def track(parts: Sequence[P], label: str | None) -> Iterator[P]:

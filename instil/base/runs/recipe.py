@@ -35,9 +35,9 @@ class ImageTraining(Config):
     Attributes:
         steps: Updates.
         batch: Images per update, over all processes.
-        precision: Autocast; None takes what `accelerate launch` was told.
+        precision: Autocast of the networks; null takes the setting of `accelerate launch`.
         seed: The seed of every random number.
-        average: The half-life, in images, of the average that is kept.
+        average: The half-life, in images, of the EMA that is kept.
     """
 
     steps: PositiveInt = 10_000

@@ -1,4 +1,4 @@
-"""What a person sees of a run: its folder, progress, numbers, pictures and tables."""
+"""Reports: tables on the screen, JSON files, and the facts of the machine."""
 
 import json
 import platform
@@ -16,6 +16,7 @@ from rich.table import Table
 
 from instil.base import __version__
 from instil.base.files import write_text
+from instil.base.runs import log
 
 
 def show(title: str, rows: Sequence[Mapping[str, str]]) -> None:
@@ -30,7 +31,11 @@ def show(title: str, rows: Sequence[Mapping[str, str]]) -> None:
     fitting = (
         t for t in tables if console.measure(t, options=without_end).maximum <= console.width
     )
-    console.print(next(fitting, tables[0]))
+    shown = next(fitting, tables[0])
+    console.print(shown)
+    with console.capture() as text:
+        console.print(title, shown, sep="\n")
+    log.append(text.get().rstrip())
 
 
 def _table(rows: Sequence[Mapping[str, str]]) -> Table:
@@ -57,7 +62,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def environment() -> dict[str, str]:
-    """What a figure was measured on."""
+    """The machine and the versions that a figure was measured with."""
     packages = ("torch", "diffusers", "accelerate", "torch-fidelity")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     return {
@@ -70,7 +75,7 @@ def environment() -> dict[str, str]:
 
 
 def peak_memory_bytes() -> int:
-    """Most memory the process has held: of the GPU where there is one, else resident."""
+    """The most memory the process has held: on the GPU if there is one, else resident."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     unit = 1 if sys.platform == "darwin" else 1024

@@ -21,6 +21,7 @@ from instil.base.config import validate
 from instil.base.errors import InstilError, Stopped
 from instil.base.files import write_text
 from instil.base.processes import on_main
+from instil.base.runs import log
 from instil.base.runs.monitor import METRICS, Monitor, new_folder, note
 from instil.base.runs.writer import Signals, claim
 
@@ -55,11 +56,11 @@ class Run:
     """One run: a new folder, or one that is continued.
 
     Args:
-        recipe: With name, output, log_every, save_every, keep, and what may change on a resume.
+        recipe: Its folder, its intervals, and the keys that may change on a resume.
         steps: Updates of the whole run.
         batch: Images per update.
         state: Restored in place when continued.
-        facts: What must be the same when continued, beside the recipe: hashes of inputs.
+        facts: Hashes of inputs, which must be the same when continued.
         resume: None for a new run, "" to continue the newest of that name, or a run's folder, or a
             checkpoint in one.
         accelerator: The first process makes the folder.
@@ -89,6 +90,8 @@ class Run:
         if found is not None:
             checkpoint.restore(found, state.modules(), state.optimizers())
             state.step = checkpoint.read_meta(found)["step"]
+        if accelerator.is_main_process:
+            log.keep(self.folder)
         self.monitor = Monitor(self.folder, steps, state.step, batch, accelerator.is_main_process)
         on_main(self._write_recipe)  # of a run that is refused, the recipe stays as it is
         if found is None:

@@ -1,4 +1,4 @@
-"""How every training on images begins, and what its card says of it."""
+"""Begins a training on images, and writes its lines of a model card."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from instil.base import data
+from instil.base.card import Origin
 from instil.base.errors import InstilError
 from instil.base.runs import run
 from instil.base.runs.accelerator import accelerator_for
@@ -19,9 +20,9 @@ def begin(
     """Read the images, build the state and open the run, or go on with it.
 
     Args:
-        recipe: With data, batch, steps and precision, and what `instil.base.runs.run.Run` asks for.
-        fresh: Recipe, images and device to the state before the first update.
-        resume: As in `instil.base.runs.run.Run`.
+        recipe: A recipe with `data`, `batch`, `steps` and `precision`, and those of `RunRecipe`.
+        fresh: Builds the state before the first update from recipe, images and device.
+        resume: The run to continue, or None; see `instil.base.runs.run.Run`.
 
     Returns:
         The run, which holds recipe, state and accelerator, and the images.
@@ -38,27 +39,28 @@ def begin(
     recipe = recipe.replace(precision=accelerator.mixed_precision)
     state = fresh(recipe, images, accelerator.device)
     facts = {"data": images.digest()}
-    this = run.Run(recipe, recipe.steps, recipe.batch, state, facts, resume, accelerator)
+    begun = run.Run(recipe, recipe.steps, recipe.batch, state, facts, resume, accelerator)
     if accelerator.is_main_process:
         note(
-            f"{this.folder}: {recipe.data}, {len(images)} images, "
+            f"{begun.folder}: {recipe.data}, {len(images)} images, "
             f"{accelerator.num_processes} process(es), from step {state.step}"
         )
-    return this, images
+    return begun, images
 
 
-def card_facts(recipe: Any, images: data.Images, command: str) -> dict[str, Any]:
-    """What the card of any such training says: its recipe, data, command and machine."""
-    return recipe.model_dump() | origin(images, command)
+def origin(images: data.Images, command: str) -> Origin:
+    """The facts a card gives to programs."""
+    return Origin(data=images.source, digest=images.digest(), command=command)
 
 
-def origin(images: data.Images, command: str) -> dict[str, Any]:
-    """What the card of anything made from images says of them, and of how it was made."""
-    return {
-        "data": images.source,
-        "count": len(images),
-        "shape": images.shape,
-        "digest": images.digest(),
-        "command": command,
-        "machine": ", ".join(f"{key} {value}" for key, value in environment().items()),
-    }
+def card_lines(images: data.Images, command: str, *lines: str) -> str:
+    """A card's list: the images, the command, further lines, the machine."""
+    machine = ", ".join(f"{key} {value}" for key, value in environment().items())
+    parts = [
+        f"Data: `{images.source}`, {len(images)} images of the shape {images.shape}, "
+        f"digest {images.digest()}",
+        f"Command: `{command}`",
+        *lines,
+        f"Machine: {machine}",
+    ]
+    return "\n".join(f"- {part}" for part in parts) + "\n"

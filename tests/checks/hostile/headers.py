@@ -16,7 +16,7 @@ import eval.quality.features
 import instructors.load
 import students.load
 from instil.base import checkpoint
-from students.gan.session import save
+from students.gan.run import save
 from students.gan.stylegan2 import StyleGAN2
 from students.source import Source
 from tests.checks.hostile.mutations import damage, json_bytes

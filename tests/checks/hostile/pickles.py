@@ -16,7 +16,7 @@ from torch import Tensor
 
 import students.load
 from instructors.nvidia.convert import convert
-from students.gan.session import save
+from students.gan.run import save
 from students.source import Source
 from tests.checks.hostile.crafted import CORPUS, dumped, persistent
 from tests.checks.hostile.mutations import damage, warp
