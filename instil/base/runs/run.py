@@ -86,7 +86,7 @@ class Run:
         self.finite: Tensor | None = None  # () whether gradients were, since the last look at them
         self.folder, found = on_main(lambda: self._prepare(resume, steps))
         self.new = found is None
-        self.signals = Signals(self._stop_at_once)
+        self.signals = Signals()
         if found is not None:
             checkpoint.restore(found, state.modules(), state.optimizers())
             state.step = checkpoint.read_meta(found)["step"]
@@ -136,7 +136,7 @@ class Run:
             Stopped: A signal came, and the run was saved.
         """
         try:
-            with self.signals.heeded():
+            with self.signals.heeded(self._stop_at_once):
                 yield
         except Exception:
             if self.lock and self.new and self.state.step == 0:

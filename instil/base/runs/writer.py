@@ -60,29 +60,33 @@ class Signals:
 
     The second signal ends the process, whatever it does.
 
-    Args:
-        stop: Saves the run and raises; called with a signal's number where there is no update.
-
     Attributes:
         updating: Whether an update is under way.
         received: The first signal's number, 0 for none.
     """
 
-    def __init__(self, stop: Callable[[int], None]) -> None:
-        self.stop, self.updating, self.received, self._since = stop, False, 0, 0.0
+    def __init__(self) -> None:
+        self.updating, self.received, self._since = False, 0, 0.0
+        self._stop: Callable[[int], None] | None = None  # inside `heeded`
         self._group: Any = distributed.new_group(backend="gloo") if place()[1] > 1 else None
 
     @contextmanager
-    def heeded(self) -> Iterator[None]:
-        """Handle signals inside the block, but for those that are ignored, as `nohup` does."""
+    def heeded(self, stop: Callable[[int], None]) -> Iterator[None]:
+        """Handle signals inside the block, but for those that are ignored, as `nohup` does.
+
+        Args:
+            stop: Saves the run and raises; called with a signal's number where there is no update.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield  # Python handles signals in the main thread alone
             return
         heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        self._stop = stop
         before = {number: signal.signal(number, self._receive) for number in heard}
         try:
             yield
         finally:
+            self._stop = None  # which refers to the run
             for number, handler in before.items():
                 signal.signal(number, handler)
 
@@ -119,5 +123,5 @@ class Signals:
 
     def _stop_first(self, number: int) -> None:
         """Stop the first process; its launcher ends the others, and so does their next exchange."""
-        if is_main():
-            self.stop(number)
+        if self._stop and is_main():
+            self._stop(number)
