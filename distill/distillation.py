@@ -27,7 +27,7 @@ from instil.base.runs.report import environment, peak_memory_bytes, write_json
 from instil.base.runs.run import Run, flatten
 from instil.base.runs.trackers import start_trackers
 from instructors.denoiser import Denoiser
-from instructors.load import Instructor
+from instructors.instructor import Instructor
 from students.compatibility import check_saved
 from students.export import export
 from students.student import Student

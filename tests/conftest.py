@@ -133,14 +133,11 @@ def persistent(monkeypatch):
 
 @pytest.fixture(scope="session")
 def python():
-    """Run python in a subprocess from the repository root; `processes` > 1 through torchrun."""
+    """Run python in a subprocess from the repository root."""
 
-    def run(*arguments, processes=1, env=None, check=True, cwd=ROOT, timeout=300):
+    def run(*arguments, env=None, check=True, cwd=ROOT, timeout=300):
         command = [sys.executable, *map(str, arguments)]
         extra = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-        if processes > 1:
-            command[1:1] = ["-m", "torch.distributed.run", "--standalone"]
-            command[4:4] = [f"--nproc_per_node={processes}"]
         done = subprocess.run(
             command,
             cwd=cwd,
