@@ -12,7 +12,7 @@ from distill.trainer import State
 from distill.warm_start import warm_start
 from instil.base.errors import InstilError
 from instructors.denoiser import Denoiser
-from instructors.load import Instructor
+from instructors.instructor import Instructor
 from instructors.lora import Lora
 from instructors.low_rank import shared_copy
 from instructors.prepare import prepare

@@ -17,7 +17,7 @@ from instil.base.config import merge, validate
 from instil.base.config.recipes import Layer, layers, named_recipes, resolve
 from instil.measuring import extractor_of
 from instructors.denoiser import Denoiser
-from instructors.load import Instructor
+from instructors.instructor import Instructor
 from students.source import Source
 from students.student import Student
 

@@ -2,7 +2,8 @@
 
 import copy
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,6 +33,11 @@ def in_diffusers(denoiser: Denoiser) -> TypeGuard[Adapter]:
 def has_folder(denoiser: Denoiser) -> TypeGuard[Adapter]:
     """Whether a folder can describe the denoiser; otherwise its tensors are saved alone."""
     return isinstance(denoiser, Adapter) and bool(denoiser.family.name)
+
+
+def side_of(denoiser: Denoiser) -> int | None:
+    """Height and width of a sample, where the network's configuration names none."""
+    return denoiser.shape[-1] if has_folder(denoiser) and denoiser.family.side else None
 
 
 def read_index(denoiser: Denoiser, folder: Path | None) -> dict[str, Any]:
@@ -72,12 +78,29 @@ def pipeline_of(
     given = {part: denoiser.network, "scheduler": denoiser.scheduler(sigma)} | dict(parts or {})
     try:
         kind = getattr(diffusers, content["_class_name"])
-        return kind.from_pretrained(folder, local_files_only=True, use_safetensors=True, **given)
+        with _no_bars():
+            return kind.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, **given
+            )
     except Exception as error:  # missing packages and files surface as a dozen kinds of error
         reason = " ".join(str(error).split())
         raise InstilError(
             f"export: the instructor's pipeline cannot be loaded ({reason})"
         ) from error
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Diffusers loads in silence."""
+    from diffusers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def rehearse(denoiser: Denoiser, sigma: float, folder: Path | None) -> None:
@@ -111,7 +134,7 @@ def rehearse(denoiser: Denoiser, sigma: float, folder: Path | None) -> None:
             network.save_config(where / part)
             denoiser.scheduler(sigma).save_pretrained(where / "scheduler")
         try:
-            again = load(scratch, weights=False).denoiser
+            again = load(scratch, side_of(denoiser), weights=False).denoiser
         except InstilError as error:
             reason = str(error).removeprefix(f"{scratch}: ")
             raise InstilError(f"export: the student could not be loaded again ({reason})") from None
@@ -196,7 +219,8 @@ def _draw(denoiser: Adapter, stand_in: Any, sigma: float, folder: Path) -> None:
     labels = {"class_labels": label["label"]} if denoiser.classes else {}
     name = ""
     try:
-        pipeline: Any = DiffusionPipeline.from_pretrained(folder, unet=stand_in)
+        with _no_bars():
+            pipeline: Any = DiffusionPipeline.from_pretrained(folder, unet=stand_in)
         name = type(pipeline).__name__
         pipeline.set_progress_bar_config(disable=True)
         images = pipeline(
