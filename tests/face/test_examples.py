@@ -18,7 +18,7 @@ EXAMPLES = ROOT / "examples"
 
 def program(text):
     """Python to run here: a run makes 10 updates, not hundreds, and measures few images."""
-    few = """**{f"evaluation.{k}": 64 for k in ("samples", "quick_samples")}"""
+    few = """**{"evaluation.samples": 64, "evaluation.quick_samples": 64, "fake.warmup": 3}"""
     text = re.sub(r"\bsteps(=|: int = )\d+", r"steps\g<1>10", text)
     return compile(re.sub(r'(name="[\w-]+")', rf"\1, {few}", text), "program", "exec")
 
