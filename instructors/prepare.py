@@ -13,7 +13,8 @@ from instructors.conditions.conditioning import Blending, Conditioning
 from instructors.conditions.prior import Prior, labels
 from instructors.conditions.prompts import encode, read_prompts
 from instructors.denoiser import Condition, Denoiser, sharing_copy
-from instructors.load import Instructor, load
+from instructors.instructor import Instructor
+from instructors.load import load
 
 
 def prepare(

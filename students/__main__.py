@@ -103,7 +103,7 @@ def _inspect(arguments: argparse.Namespace) -> dict[str, Any]:
     from students.load import inspect
 
     facts = inspect(_source(arguments))
-    rows = [{"what": key, "found": _short(value)} for key, value in facts.items()]
+    rows = [{"fact": key, "value": _short(value)} for key, value in facts.items()]
     show(arguments.weights, rows)
     return facts
 

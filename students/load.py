@@ -5,7 +5,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, PositiveFloat
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 import instructors.load
@@ -36,10 +36,17 @@ KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (StyleGAN2, Coupl
 
 
 class Read(Config):
-    """`student.json`: the falling noise levels of a denoiser, and who makes one that is ours."""
+    """`student.json`: how a denoiser is read.
+
+    Attributes:
+        sigmas: Falling noise levels.
+        factory: The user's code that makes a network no folder describes.
+        side: Height and width of a sample, where the network's configuration names none.
+    """
 
     sigmas: Annotated[tuple[PositiveFloat, ...], Field(min_length=1, max_length=1000)]
     factory: str | None = None
+    side: PositiveInt | None = None
 
 
 def zoo() -> list[str]:
@@ -201,7 +208,7 @@ def load_folder(folder: Path, factory: str | None) -> Student:
         if (folder / DENOISER).exists():
             denoiser = _own_denoiser(folder, reading.factory, factory)
         else:
-            denoiser = instructors.load.load(str(folder)).denoiser
+            denoiser = instructors.load.load(str(folder), reading.side).denoiser
         first, *others = reading.sigmas
         first = min(first, denoiser.sigma_max)  # which a schedule's float32 may have rounded down
         student = FewStep(denoiser, [first, *others]) if others else OneStep(denoiser, first)

@@ -126,13 +126,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise InstilError(f"{path}: not a whole safetensors file ({error})") from None
 
 
-def digest(module: nn.Module) -> str:
-    """Eight hexadecimal digits that change with any parameter or buffer of a module."""
+def digest(module: nn.Module, digits: int = 8) -> str:
+    """Hexadecimal digits of a hash that changes with any parameter or buffer of a module."""
     sha = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         sha.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         sha.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return sha.hexdigest()[:8]
+    return sha.hexdigest()[:digits]
 
 
 def write_tensors(
