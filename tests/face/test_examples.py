@@ -97,7 +97,7 @@ def test_a_network_of_ones_own(folder, data_root):
     run = folder / "runs" / "digits-flow"
     report = json.loads((run / "report.json").read_text())
     assert report["fd_name"].startswith("FD-LeNet-")
-    assert report["instructor"]["label_accuracy"]["mean"] > 0.9  # of clean digits
+    assert report["instructor"]["label_accuracy"]["mean"] > 0.88  # of clean digits
     with pytest.raises(instil.InstilError, match="factory=digits_flow:instructor"):
         instil.load_student(run / "student")
     student = instil.load_student(run / "student", factory="digits_flow:instructor")
