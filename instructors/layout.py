@@ -18,7 +18,7 @@ from instructors.denoiser import Denoiser, class_labels
 from instructors.load import load
 from instructors.low_rank import adapters
 from instructors.models import read_model
-from instructors.pipelines import NETWORKS, class_of, is_model, parts_of, read_pipeline
+from instructors.pipelines import NETWORKS, class_of, is_model, no_bars, parts_of, read_pipeline
 from instructors.sources import ARCHITECTURES
 from instructors.weights import format_of
 
@@ -34,6 +34,13 @@ def in_diffusers(denoiser: Denoiser) -> TypeGuard[Adapter]:
 def has_folder(denoiser: Denoiser) -> TypeGuard[Adapter]:
     """Whether a folder can describe the denoiser; otherwise its tensors are saved alone."""
     return isinstance(denoiser, Adapter) and bool(denoiser.family.name)
+
+
+def side_of(denoiser: Denoiser) -> int | None:
+    """Height and width of a sample, where the network's configuration says another or none."""
+    named = getattr(getattr(denoiser.network, "config", None), "sample_size", None)
+    latent = has_folder(denoiser) and denoiser.family.latent
+    return denoiser.shape[-1] if latent and named != denoiser.shape[-1] else None
 
 
 def read_index(denoiser: Denoiser, folder: Path | None) -> dict[str, Any]:
@@ -107,10 +114,13 @@ def rehearse(denoiser: Denoiser, sigma: float, folder: Path | None) -> None:
             network.save_config(where / part)
             denoiser.scheduler(sigma).save_pretrained(where / "scheduler")
         try:
-            again = load(scratch, weights=False).denoiser
+            again = load(scratch, side_of(denoiser), weights=False).denoiser
         except InstilError as error:
             reason = str(error).removeprefix(f"{scratch}: ")
-            raise InstilError(f"export: the student could not be loaded again ({reason})") from None
+            raise InstilError(
+                f"export: the student could not be loaded again ({reason}); choose another "
+                "instructor"
+            ) from None
         _compare(denoiser, again)
         if pipeline and not denoiser.family.latent:
             _draw(denoiser, again.network, sigma, where)
@@ -175,7 +185,8 @@ def _draw(denoiser: Adapter, stand_in: Any, sigma: float, folder: Path) -> None:
     labels = {"class_labels": label["label"]} if denoiser.classes else {}
     name = ""
     try:
-        pipeline: Any = DiffusionPipeline.from_pretrained(folder, unet=stand_in)
+        with no_bars():
+            pipeline: Any = DiffusionPipeline.from_pretrained(folder, unet=stand_in)
         name = type(pipeline).__name__
         pipeline.set_progress_bar_config(disable=True)
         images = pipeline(

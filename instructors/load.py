@@ -108,6 +108,8 @@ def _read(
         raise InstilError(f"{family.name} with {fault} under {schedule} is not supported")
     variant = place.source.variant
     network = read_model(where, family.name, weights, family.library, variant)
+    if side and not family.latent:
+        network.register_to_config(sample_size=side)  # which diffusers' pipelines read
     shape = _shape(family, network.config, side)
     denoiser = adapt(adapter, scheduler, network, shape, family.classes(network.config))
     codec = _codec(family, denoiser, place.folder, weights)

@@ -1,6 +1,7 @@
 """Pipelines of diffusers, each part read in the format in which it lies there."""
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -68,9 +69,24 @@ def read_pipeline(folder: Path, given: Mapping[str, Any]) -> Any:
     if "safety_checker" in index:
         parts["requires_safety_checker"] = False
     try:
-        return getattr(diffusers, index["_class_name"]).from_pretrained(
-            folder, local_files_only=True, **parts
-        )
+        with no_bars():
+            return getattr(diffusers, index["_class_name"]).from_pretrained(
+                folder, local_files_only=True, **parts
+            )
     except Exception as error:  # missing packages and files surface as a dozen kinds of error
         reason = " ".join(str(error).split())
         raise InstilError(f"the pipeline in {folder} cannot be loaded ({reason})") from error
+
+
+@contextmanager
+def no_bars() -> Generator[None]:
+    """Let diffusers load in silence."""
+    from diffusers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

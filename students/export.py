@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from instil.base.card import CARD, model_card
 from instil.base.checkpoint import write_tensors
@@ -13,7 +13,7 @@ from instil.base.files import appearing, write_text
 from instil.base.runs.report import write_json
 from instructors.adapters.adapter import Adapter
 from instructors.adapters.folder import save
-from instructors.layout import has_folder, in_diffusers, pipeline_of, read_index
+from instructors.layout import has_folder, in_diffusers, pipeline_of, read_index, side_of
 from instructors.layout import rehearse as rehearse_denoiser
 from instructors.low_rank import adapters, merged, portable
 from students.few_step import FewStep
@@ -74,8 +74,10 @@ def export(
         write(partial)
         write_text(partial / CARD, _card(student, folder, card, bool(loader)))
         if levels := _levels(student):
-            factory = {"factory": _factory(card)} if (partial / DENOISER).exists() else {}
-            write_json(partial / LEVELS, {"sigmas": levels} | factory)
+            more = {"factory": _factory(card)} if (partial / DENOISER).exists() else {}
+            if side := side_of(cast(Any, student).denoiser):
+                more |= {"side": side}
+            write_json(partial / LEVELS, {"sigmas": levels} | more)
 
 
 def rehearse(student: Student, pipeline: Path | None = None) -> None:
@@ -166,6 +168,9 @@ def _arguments(student: OneStep | FewStep) -> dict[str, str]:
     further = denoiser.call_arguments(_levels(student)[0])
     if denoiser.text:
         guidance = "" if "guidance" in denoiser.text else ", guidance_scale=1.0"
+        if side := side_of(denoiser):
+            pixels = side * (32 if "AutoencoderDC" in denoiser.family.autoencoders else 8)
+            guidance += f", height={pixels}, width={pixels}"
         return {"arguments": '"a photograph of a fox", ', "further": guidance + further}
     if denoiser.family.latent:
         labels = f"class_labels=[k % {student.classes} for k in range(16)], "

@@ -37,7 +37,7 @@ def call(
 
     Args:
         network: The network.
-        how: `listed`, `labels`, `classes` and `truncation` of it.
+        how: The description of the call, without gaps.
         z: (B, *latent).
         condition: `label` (B,) int64 if there are classes.
         noises: The random numbers that the network draws itself; None draws them at random.
@@ -57,10 +57,10 @@ def call(
             arguments.append(network.get_submodule(how.labels)(condition["label"]))
         truncation = inspect.signature(network.forward).parameters.get("truncation")
         needed = truncation is not None and truncation.default is truncation.empty
+        options = dict(how.options)
         if needed or (truncation is not None and how.truncation is not None):
-            result = network(*arguments, truncation=how.truncation or 1.0)
-        else:
-            result = network(*arguments)
+            options.setdefault("truncation", how.truncation or 1.0)
+        result = network(*arguments, **options)
     return result, replay.drawn
 
 
@@ -188,9 +188,9 @@ def _outputs(result: Any) -> dict[Any, Any]:
 def _lengths(network: nn.Module) -> list[tuple[int, ...]]:
     """Shapes that z may have: by an attribute of the network, else by its first layer."""
     length = _attribute(network, LATENT)
-    if length is None:
-        first = next((m for m in network.modules() if hasattr(m, "weight")), None)
-        length = getattr(first, "in_features", None) or getattr(first, "in_channels", None)
+    layers: Iterator[Any] = network.modules()
+    inputs = (getattr(m, "in_features", None) or getattr(m, "in_channels", None) for m in layers)
+    length = length or next(filter(None, inputs), None)
     return [(length,), (length, 1, 1)] if length else []
 
 
