@@ -21,7 +21,8 @@ from instil.base import checkpoint
 from instil.base.config import load_recipe
 from instil.base.runs.accelerator import bf16_is_fast
 from instil.base.runs.monitor import METRICS, note
-from instructors.load import Instructor, load
+from instructors.instructor import Instructor
+from instructors.load import load
 from students.student import Student
 
 OPTIONS: dict[str, dict[str, Any]] = {

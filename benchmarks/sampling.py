@@ -21,7 +21,7 @@ from eval.quality.evaluator import Evaluator
 from eval.quality.images import Sampler, generate, instructor_sampler, student_sampler
 from instil.base.draws import Draws
 from instil.base.runs.monitor import note
-from instructors.load import Instructor
+from instructors.instructor import Instructor
 
 HEUN = (3, 5, 9, 18, 36)
 SOLVER = (5, 10, 20, 40)

@@ -5,9 +5,8 @@ import os
 import sys
 from pathlib import Path
 
-from distill.preflight import check, overrides_from, read
+from distill.preflight import check, with_preflight
 from distill.recipe import RECIPES, Recipe
-from instil.base.config import read_overrides
 from instil.base.config.options import (
     add_recipe_arguments,
     answered_keys,
@@ -72,14 +71,7 @@ def _layers(source: str | None, changes: list[str], resume: str | None) -> list[
             raise InstilError(f"--resume {resume}: no run there, and no checkpoint of a run")
         source = str(files[0])
     given = layers(source or DEFAULT, changes, RECIPES)
-    preflight = resolve(Recipe, given).preflight
-    if preflight is None or resume is not None:
-        return given
-    *files, command_line = given
-    before = resolve(Recipe, [*files, ("", {"preflight": preflight})])
-    settled = overrides_from(before, read(preflight))
-    print(f"from {preflight}: {', '.join(settled) or 'nothing to change'}")
-    return [*files, (preflight, read_overrides(settled)), command_line]
+    return with_preflight(given) if resume is None else given
 
 
 def _dry_run(recipe: Recipe, arguments: argparse.Namespace) -> int:

@@ -12,11 +12,12 @@ from distill.trainer import State
 from distill.warm_start import warm_start
 from instil.base.errors import InstilError
 from instructors.denoiser import Denoiser
-from instructors.load import Instructor
+from instructors.instructor import Instructor
 from instructors.lora import Lora
 from instructors.low_rank import shared_copy
 from instructors.prepare import prepare
 from students.compatibility import check_compatible
+from students.export import rehearse
 from students.few_step import FewStep
 from students.load import load as load_student
 from students.one_step import OneStep
@@ -75,7 +76,8 @@ def build_networks(
         student: Trained, in place, instead of what `recipe.student` describes.
 
     Raises:
-        InstilError: The recipe does not fit the instructor, or the weights it names do not fit.
+        InstilError: The recipe does not fit the instructor, or the weights it names do not fit,
+            or the student could not be exported.
     """
     denoiser = instructor.denoiser
     if student is None:
@@ -99,6 +101,7 @@ def build_networks(
             halve_frozen(module)
         if recipe.train.checkpointing:
             recompute_activations(module)
+    rehearse(student, instructor.card.folder)
     return student, fake
 
 

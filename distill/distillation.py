@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from distill.build import build, load_instructor
 from distill.cost.plan import fit_memory, forwards_per_update
 from distill.recipe import FewStep, OneStep, Recipe
@@ -26,9 +24,10 @@ from instil.base.processes import on_main
 from instil.base.runs.accelerator import accelerator_for, finish
 from instil.base.runs.monitor import note
 from instil.base.runs.report import environment, peak_memory_bytes, write_json
-from instil.base.runs.run import Run
+from instil.base.runs.run import Run, flatten
+from instil.base.runs.trackers import start_trackers
 from instructors.denoiser import Denoiser
-from instructors.load import Instructor
+from instructors.instructor import Instructor
 from students.compatibility import check_saved
 from students.export import export
 from students.student import Student
@@ -90,8 +89,8 @@ class Distillation:
         steps, batch = recipe.train.steps, recipe.train.batch
         self._run = Run(recipe, steps, batch, self.state, facts, resume, accelerator)
         self.folder = self._run.folder
-        text = yaml.safe_dump(recipe.model_dump(mode="json"))
-        accelerator.init_trackers("instil", {"recipe": text})
+        shown = flatten(recipe.model_dump(mode="json"))
+        start_trackers(accelerator, self.folder, shown, self.state.step)
         if main:
             note(
                 f"{self.folder}: {recipe.instructor} -> {type(self.state.student).__name__}, "
@@ -116,11 +115,15 @@ class Distillation:
     def finish(self) -> dict[str, Any]:
         """Make the updates that are left; returns the report.
 
+        Signals stop it after a whole update.
+
         Raises:
             InstilError: The run was stopped by an error.
+            Stopped: A signal came, and the run was saved.
         """
-        for _ in self._updates:
-            pass
+        with self._run.writing():
+            for _ in self._updates:
+                pass
         if self.report is None:
             raise InstilError(f"{self.folder}: was stopped by an error; go on with resume")
         return self.report

@@ -7,6 +7,8 @@ from pydantic import ValidationError
 
 from distill.recipe import Recipe
 from eval.settings import Settings
+from instil.base.config import read_overrides
+from instil.base.config.recipes import Layer, resolve
 from instil.base.errors import InstilError
 from instil.base.untrusted import is_dir, read_json
 
@@ -36,6 +38,22 @@ def read(path: str) -> Settings:
         )
     beside = file.parent / settings.instructor
     return settings.replace(instructor=str(beside)) if is_dir(beside) else settings
+
+
+def with_preflight(given: list[Layer]) -> list[Layer]:
+    """A recipe's layers with what its preflight settles, below the last one: the user's changes.
+
+    Raises:
+        InstilError: The recipe has faults, or the preflight is none or says not to distil.
+    """
+    preflight = resolve(Recipe, given).preflight
+    if preflight is None:
+        return given
+    *files, changes = given
+    before = resolve(Recipe, [*files, ("", {"preflight": preflight})])
+    settled = overrides_from(before, read(preflight))
+    print(f"from {preflight}: {', '.join(settled) or 'nothing to change'}")  # noqa: T201
+    return [*files, (preflight, read_overrides(settled)), changes]
 
 
 def overrides_from(recipe: Recipe, settings: Settings) -> list[str]:

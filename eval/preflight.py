@@ -27,7 +27,8 @@ from instil.base.files import check_output
 from instil.base.runs.accelerator import accelerator_for
 from instil.base.runs.monitor import note
 from instructors.codec import Autoencoder
-from instructors.load import Instructor, load
+from instructors.instructor import Instructor
+from instructors.load import load
 from instructors.sources import network_folder, weights_hash
 from instructors.transfer.arms import Transfer
 

@@ -35,7 +35,8 @@ from instil.base.draws import Draws
 from instil.base.runs.monitor import note
 from instil.base.shapes import expand
 from instructors.denoiser import class_labels
-from instructors.load import Instructor, load
+from instructors.instructor import Instructor
+from instructors.load import load
 from instructors.sampler import heun
 
 PAIRS = 10_000

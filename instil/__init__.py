@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from instil.measuring import fid as fid
     from instructors.denoiser import Condition as Condition
     from instructors.denoiser import Denoiser as Denoiser
-    from instructors.load import Instructor as Instructor
+    from instructors.instructor import Instructor as Instructor
     from instructors.load import load as load_instructor
     from students.few_step import FewStep as FewStep
     from students.one_step import OneStep as OneStep
@@ -56,7 +56,7 @@ _PLACES = {
     "IKL": "distill.divergences:IKL",
     "Images": "instil.base.data:Images",
     "InstilError": "instil.base.errors:InstilError",
-    "Instructor": "instructors.load:Instructor",
+    "Instructor": "instructors.instructor:Instructor",
     "KarrasUniform": "instil.base.levels:KarrasUniform",
     "LevelDistribution": "instil.base.levels:LevelDistribution",
     "LogNormal": "instil.base.levels:LogNormal",

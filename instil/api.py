@@ -10,12 +10,14 @@ from torch import nn
 import students.load
 from distill.distillation import Distillation
 from distill.divergences import Divergence
+from distill.preflight import check, with_preflight
 from distill.recipe import RECIPES, Recipe
 from eval.quality.features import Extractor
-from instil.base.config import load_recipe, merge, recipe_names, validate
+from instil.base.config import merge, validate
+from instil.base.config.recipes import Layer, layers, named_recipes, resolve
 from instil.measuring import extractor_of
 from instructors.denoiser import Denoiser
-from instructors.load import Instructor
+from instructors.instructor import Instructor
 from students.source import Source
 from students.student import Student
 
@@ -64,27 +66,32 @@ def distil(
     given = {"steps": steps, "batch": batch, "lr": lr, "divergence": divergence}
     given |= {"student": student, "evaluation.extractor": extractor}
     changes |= {key: value for key, value in given.items() if value is not None}
-    return Distillation(_recipe(source, changes), resume, **objects)
+    given = _recipe(source, changes)
+    recipe = resolve(Recipe, with_preflight(given) if resume is None else given)
+    if resume is None:
+        check(recipe)
+    return Distillation(recipe, resume, **objects)
 
 
-def _recipe(source: Any, changes: Mapping[str, Any]) -> Recipe:
-    """The recipe that `distil` means, with the changes on top."""
-    content: Mapping[str, Any]
-    if isinstance(source, Recipe):
-        content = source.model_dump(mode="json")
-    elif isinstance(source, Instructor | Denoiser):
-        name = source.card.source if isinstance(source, Instructor) else type(source).__name__
-        content = {"name": re.sub(r"[^\w.-]+", "-", Path(name).name), "instructor": name}
-    elif str(source) in recipe_names(RECIPES).split(", ") or Path(source).suffix == ".yaml":
-        content = load_recipe(Recipe, str(source), (), RECIPES).model_dump(mode="json")
-    else:
-        content = {"name": Path(source).name, "instructor": str(source)}
+def _recipe(source: Any, changes: Mapping[str, Any]) -> list[Layer]:
+    """The recipe that `distil` means, and the changes on top."""
+    nested: dict[str, Any] = {}
     for key, value in changes.items():
         change: Any = value
         for part in reversed(SHORT.get(key, key).split(".")):
             change = {part: change}
-        content = merge(content, change)
-    return validate(Recipe, content)
+        nested = merge(nested, change)
+    if isinstance(source, Recipe):
+        files: list[Layer] = [("recipe", source.model_dump(mode="json"))]
+    elif str(source) in named_recipes(RECIPES) or str(source).endswith((".yaml", ".yml")):
+        files = layers(str(source), (), RECIPES)
+    else:
+        name = str(source)
+        if isinstance(source, Instructor | Denoiser):
+            name = source.card.source if isinstance(source, Instructor) else type(source).__name__
+        folder = re.sub(r"[^\w.-]+", "-", Path(name).name)
+        files = [("instructor", {"name": folder, "instructor": name})]
+    return [*files, ("Python", nested)]
 
 
 def load_student(weights: str | Path, **settings: Any) -> Student:

@@ -10,7 +10,7 @@ from eval.quality.evaluator import REFERENCE_SEEDS
 from eval.quality.images import generate, instructor_sampler, student_sampler
 from instil.base import data
 from instil.base.errors import InstilError
-from instructors.load import Instructor
+from instructors.instructor import Instructor
 from students.student import Student
 
 Picturable = str | Path | data.Images | Tensor | Student | Instructor

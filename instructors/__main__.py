@@ -12,6 +12,8 @@ from instil.base.files import check_output
 from instil.base.runs.monitor import note
 from instructors.training import RECIPES
 
+STUDENT = 2.5  # the level at which inspect rehearses the export of a student
+
 
 @command
 def main(argv: list[str] | None = None) -> int:
@@ -89,12 +91,15 @@ def _transfer(arguments: argparse.Namespace, command_line: str) -> int:
 def _inspect(source: str, json: Path | None) -> int:
     from instil.base.runs.report import show, write_json
     from instructors.inspect import describe, rows
+    from instructors.layout import rehearse
     from instructors.load import load
 
-    facts = describe(load(source))
+    instructor = load(source)
+    facts = describe(instructor)
     show(source, rows(facts))
     if json:
         write_json(json, facts)
+    rehearse(instructor.denoiser, instructor.denoiser.nearest(STUDENT), instructor.card.folder)
     return 0
 
 

@@ -4,8 +4,10 @@ There is one process, x_sigma = x + sigma * noise, with sigma in data units. Tim
 preconditioning stop in the adapter that needs them.
 """
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -15,7 +17,7 @@ from instil.base.shapes import expand
 
 
 class Condition(Mapping[str, Tensor]):
-    """What a model is conditioned on: named tensors with a leading batch axis, read-only.
+    """The condition of a batch: named tensors with a leading batch axis, read-only.
 
     `Condition()` is the condition of an unconditional model; `Condition(label=…)` holds (B,) int64
     class labels; text models have tensors of their family.
@@ -38,18 +40,18 @@ class Condition(Mapping[str, Tensor]):
         return Condition(**{name: tensor[which] for name, tensor in self.items()})
 
     def where(self, mask: Tensor, other: "Condition") -> "Condition":
-        """Rows of this where `mask` (B,), of `other` elsewhere."""
+        """The rows of this condition where `mask` (B,) is true, those of `other` elsewhere."""
         return Condition(
             **{k: torch.where(expand(mask, t), t, other[k].to(t)) for k, t in self.items()}
         )
 
     def to(self, device: torch.device | str) -> "Condition":
-        """The same on another device."""
+        """The condition on another device."""
         return Condition(**{name: tensor.to(device) for name, tensor in self.items()})
 
     @staticmethod
     def cat(parts: Sequence["Condition"]) -> "Condition":
-        """Join batches of the same names."""
+        """Join the batches of conditions with the same names."""
         return Condition(**{name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
 
@@ -73,14 +75,14 @@ class Denoiser(nn.Module, ABC):
         network: The network inside; None where there is none, or where other denoisers hold it.
         shape: One sample without the batch axis, e.g. (3, 32, 32).
         sigma_min: Smallest noise level the model was trained for.
-        sigma_max: Largest one.
+        sigma_max: Largest noise level the model was trained for.
         classes: Number of class labels; 0 if the model takes none.
-        text: Names of the other tensors of a condition; none for most models.
+        text: Names of a condition's tensors besides the label; none for most models.
         evaluations: Network evaluations per call.
         prediction: The network's output, in a word.
         learned_variance: Whether the network has a variance in further channels, which D drops.
-        exact: Whether its network is never autocast: what rounding costs grows with sigma.
-        halved: Whether its network always is, since its weights are kept in half precision.
+        exact: Whether the network is never autocast, since the cost of rounding grows with sigma.
+        halved: Whether the network is always autocast: its weights are kept in half precision.
 
     Source:
         Karras et al. 2022, arXiv 2206.00364, eq. 3.
@@ -109,7 +111,7 @@ class Denoiser(nn.Module, ABC):
             noisy: (B, *shape), data units.
             sigma: (B,), data units, within [sigma_min, sigma_max]; not checked, since that would
                 make a GPU wait.
-            condition: As the model wants it; `label` holds (B,) int64 in [0, classes).
+            condition: The tensors that the model takes; `label` holds (B,) int64 in [0, classes).
 
         Returns:
             (B, *shape), of the dtype of `noisy`, also under autocast.
@@ -140,7 +142,7 @@ class Denoiser(nn.Module, ABC):
 
     @abstractmethod
     def denoise(self, noisy: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
-        """What a subclass writes: as `forward`, with arguments already checked."""
+        """Denoise, with the arguments of `forward` already checked; written by each subclass."""
 
     def weight(self, sigma: Tensor) -> Tensor:
         """(B,) loss weight under which the raw network output has unit scale at every level.
@@ -151,12 +153,12 @@ class Denoiser(nn.Module, ABC):
         return sigma**-2
 
     def round_sigma(self, sigma: Tensor) -> Tensor:
-        """The nearest levels the network has seen; the same where it has seen all."""
+        """The nearest levels the network was trained at; unchanged where it was trained at all."""
         return sigma
 
     def nearest(self, sigma: float) -> float:
         """`round_sigma` of one level."""
-        own = next(self.buffers(recurse=False), torch.empty(0))  # the adapter's, with its levels
+        own = next(self.buffers(recurse=False), torch.empty(0))  # on the device of the levels
         return self.round_sigma(own.new_tensor([sigma], dtype=torch.float64)).item()
 
     def start(self, unit: Tensor, sigma: float) -> Tensor:
@@ -197,3 +199,9 @@ class Denoiser(nn.Module, ABC):
 def score(denoised: Tensor, noisy: Tensor, sigma: Tensor) -> Tensor:
     """The score of the noisy density, (D - x) / sigma**2 (arXiv 2206.00364, eq. 3)."""
     return (denoised - noisy) / expand(sigma, noisy) ** 2
+
+
+def sharing_copy(denoiser: Denoiser) -> Denoiser:
+    """A copy of which every parameter and buffer is the very tensor of the original."""
+    tensors = chain(denoiser.parameters(), denoiser.buffers())
+    return copy.deepcopy(denoiser, {id(tensor): tensor for tensor in tensors})

@@ -3,7 +3,7 @@
 from typing import Any
 
 from instructors.codec import Autoencoder, Codec, UnitRange
-from instructors.load import Instructor
+from instructors.instructor import Instructor
 
 
 def describe(instructor: Instructor) -> dict[str, Any]:

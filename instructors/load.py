@@ -1,7 +1,6 @@
 """`load(source)`: a folder, an embedded name or a hub id becomes an `Instructor`."""
 
-import hashlib
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,67 +9,16 @@ import torch
 from instil.base.card import metadata
 from instil.base.config import own
 from instil.base.errors import InstilError
-from instil.base.files import cache_folder
 from instil.base.untrusted import is_dir, read_json
 from instructors.adapters.adapter import Adapter
 from instructors.adapters.folder import adapt, adapter_of
 from instructors.codec import Autoencoder, Codec, UnitRange
-from instructors.conditions.prior import Prior, labels
+from instructors.conditions.prior import labels
 from instructors.denoiser import Condition, Denoiser
 from instructors.families import FAMILIES, Family
+from instructors.instructor import Card, Instructor
 from instructors.models import read_model
 from instructors.sources import locate, network_config, scheduler_config, weights_hash
-
-
-@dataclass(frozen=True)
-class Card:
-    """Where an instructor comes from.
-
-    Attributes:
-        source: As the user named it.
-        folder: The folder of its files; of an instructor made in memory, one for its figures.
-        licence: As its model card says, or "unknown".
-        sha256: Of its weights; twelve hexadecimal digits, or none where none were read.
-    """
-
-    source: str
-    folder: Path
-    licence: str
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Instructor:
-    """A frozen pretrained model.
-
-    Attributes:
-        denoiser: The model.
-        card: Where it comes from.
-        codec: From its space to images.
-        prior: What it is asked for; for text models, empty until prompts are given.
-    """
-
-    denoiser: Denoiser
-    card: Card
-    codec: Codec = field(default_factory=Codec)
-    prior: Prior = field(default_factory=Prior)
-
-    @classmethod
-    def of(cls, denoiser: Denoiser, name: str) -> "Instructor":
-        """An instructor made of a denoiser in memory, frozen, with samples that are images.
-
-        Args:
-            denoiser: Frozen in place, and in eval mode from here on.
-            name: What cards and messages call it.
-        """
-        sha = hashlib.sha256(type(denoiser).__name__.encode())
-        for key, tensor in denoiser.state_dict().items():
-            sha.update(key.encode())
-            sha.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-        weights = sha.hexdigest()[:12]
-        card = Card(name, cache_folder() / weights, "unknown", weights)
-        frozen = denoiser.eval().requires_grad_(False)
-        return cls(frozen, card, prior=labels(denoiser.classes))
 
 
 def load(source: str, side: int | None = None, weights: bool = True) -> Instructor:
@@ -109,6 +57,8 @@ def load(source: str, side: int | None = None, weights: bool = True) -> Instruct
             schedule = scheduler.get("_class_name")
             raise InstilError(f"{name} with {fault} under {schedule} is not supported")
         network = read_model(where, family.name, weights, family.library)
+        if side and not family.latent:
+            network.register_to_config(sample_size=side)  # which diffusers' pipelines read
         shape = _shape(family, network.config, side)
         denoiser = adapt(adapter, scheduler, network, shape, family.classes(network.config))
         codec = _codec(family, denoiser, folder, weights)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from instil.base.draws import Draws
 from instil.base.errors import InstilError
-from instructors.denoiser import Denoiser
+from instructors.denoiser import Denoiser, sharing_copy
 from instructors.lora import Lora
 
 MARK = ".lora_"  # in the names of peft's tensors
@@ -35,9 +35,7 @@ def shared_copy(denoiser: Denoiser, lora: Lora, seed: int, key: str) -> Denoiser
     Raises:
         InstilError: As `inject`, or a target names no layer.
     """
-    base = denoiser.base()
-    memo: dict[int, object] = {id(t): t for t in chain(base.parameters(), base.buffers())}
-    copied = copy.deepcopy(base, memo)
+    copied = sharing_copy(denoiser.base())
     inject(copied, _layers(copied, lora, key), lora, seed, key)
     copied.register_state_dict_post_hook(_leave_adapters)
     copied.register_load_state_dict_post_hook(_expect_adapters)

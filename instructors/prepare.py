@@ -12,8 +12,9 @@ from instructors.adapters.guidance import Blend, Guided
 from instructors.conditions.conditioning import Blending, Conditioning
 from instructors.conditions.prior import Prior, labels
 from instructors.conditions.prompts import encode, read_prompts
-from instructors.denoiser import Condition, Denoiser
-from instructors.load import Instructor, load
+from instructors.denoiser import Condition, Denoiser, sharing_copy
+from instructors.instructor import Instructor
+from instructors.load import load
 
 
 def prepare(
@@ -50,6 +51,7 @@ def prepare(
     if denoiser.text:
         prior = _prompted(instructor, conditioning, device, weights)
     else:
+        denoiser = _with_null_label(denoiser, conditioning.null_label)
         prior = _labelled(denoiser, conditioning)
     if blending:
         others = [load(other, side, weights) for other in blending.others]
@@ -60,9 +62,8 @@ def prepare(
                     f"blend: samples of {other.card.source} are made into images by another codec "
                     f"than those of {card.source}; blend instructors of one space"
                 )
-            _set_null_label(other.denoiser, conditioning.null_label)
-        all_of_them = [denoiser, *(other.denoiser for other in others)]
-        denoiser = Blend(all_of_them, blending.weights, blending.sigmas)
+        more = [_with_null_label(other.denoiser, conditioning.null_label) for other in others]
+        denoiser = Blend([denoiser, *more], blending.weights, blending.sigmas)
     if conditioning.guidance != 1 and "guidance" not in denoiser.text:
         try:
             denoiser = Guided(denoiser, conditioning.guidance)
@@ -85,7 +86,6 @@ def _labelled(denoiser: Denoiser, conditioning: Conditioning) -> Prior:
     for key in ("prompts", "negative"):
         if getattr(conditioning, key):
             raise InstilError(f"conditioning.{key}: this instructor is not conditioned on text")
-    _set_null_label(denoiser, conditioning.null_label)
     shares = conditioning.labels
     if shares is None:
         return labels(denoiser.classes)
@@ -99,17 +99,19 @@ def _labelled(denoiser: Denoiser, conditioning: Conditioning) -> Prior:
     return labels(denoiser.classes, torch.tensor(shares))
 
 
-def _set_null_label(denoiser: Denoiser, null: int | None) -> None:
-    """Make the last class label, where one is named, the null condition."""
+def _with_null_label(denoiser: Denoiser, null: int | None) -> Denoiser:
+    """The denoiser, weights shared, with its last class label as the null condition if named."""
     if null is None:
-        return
+        return denoiser
     if null != denoiser.classes - 1:
         raise InstilError(
             f"conditioning.null_label: {null} is not the last of the instructor's "
             f"{denoiser.classes} labels"
         )
+    denoiser = sharing_copy(denoiser)
     denoiser.classes = null
     denoiser.set_null(Condition(label=torch.tensor([null])))
+    return denoiser
 
 
 def _prompted(

@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, cast
 
 from instil.base.card import CARD, model_card
 from instil.base.checkpoint import write_tensors
@@ -11,10 +11,10 @@ from instil.base.config import own
 from instil.base.errors import InstilError
 from instil.base.files import appearing, write_text
 from instil.base.runs.report import write_json
-from instil.base.untrusted import read_json
 from instructors.adapters.adapter import Adapter
 from instructors.adapters.folder import save
-from instructors.denoiser import Denoiser
+from instructors.layout import has_folder, in_diffusers, pipeline_of, read_index, side_of
+from instructors.layout import rehearse as rehearse_denoiser
 from instructors.low_rank import adapters, merged, portable
 from students.few_step import FewStep
 from students.gan.generator import GAN
@@ -74,8 +74,33 @@ def export(
         write(partial)
         write_text(partial / CARD, _card(student, folder, card, bool(loader)))
         if levels := _levels(student):
-            factory = {"factory": _factory(card)} if (partial / DENOISER).exists() else {}
-            write_json(partial / LEVELS, {"sigmas": levels} | factory)
+            more = {"factory": _factory(card)} if (partial / DENOISER).exists() else {}
+            if side := side_of(cast(Any, student).denoiser):
+                more |= {"side": side}
+            write_json(partial / LEVELS, {"sigmas": levels} | more)
+
+
+def rehearse(student: Student, pipeline: Path | None = None) -> None:
+    """Refuse a student that could not be exported, without reading or writing weights.
+
+    Args:
+        student: Before its training; on the meta device or not.
+        pipeline: The instructor's folder.
+
+    Raises:
+        InstilError: There is no layout, or what would be written could not be loaded or drawn.
+    """
+    if isinstance(student, OneStep | FewStep):
+        rehearse_denoiser(student.denoiser, _levels(student)[0], pipeline)
+    elif not isinstance(student, Pretrained):
+        raise _no_layout(student)
+
+
+def _no_layout(student: Student) -> InstilError:
+    return InstilError(
+        f"export: no layout for a {type(student).__name__} student; derive its class from "
+        "students.pretrained.Pretrained as well"
+    )
 
 
 def _lora_loader(student: Student, pipeline: Path | None) -> Any:
@@ -83,11 +108,11 @@ def _lora_loader(student: Student, pipeline: Path | None) -> Any:
     if not isinstance(student, OneStep | FewStep) or not adapters(student):
         return None
     denoiser = student.denoiser
-    if not _in_diffusers(denoiser) or not denoiser.family.latent:
+    if not in_diffusers(denoiser) or not denoiser.family.latent:
         return None
     import diffusers  # seconds to import
 
-    kind = getattr(diffusers, _index(denoiser, pipeline)["_class_name"])
+    kind = getattr(diffusers, read_index(denoiser, pipeline)["_class_name"])
     return kind if hasattr(kind, "save_lora_weights") else None
 
 
@@ -109,21 +134,13 @@ def _writer(student: Student, pipeline: Path | None) -> Callable[[Path], Any]:
     if isinstance(student, Pretrained):
         return student.save_pretrained
     if not isinstance(student, OneStep | FewStep):
-        raise InstilError(f"export: no layout for a {type(student).__name__} student")
+        raise _no_layout(student)
     denoiser: Any = merged(student.denoiser) if adapters(student.denoiser) else student.denoiser
-    if not isinstance(denoiser, Adapter) or not denoiser.family.name:
+    if not has_folder(denoiser):
         return lambda folder: write_tensors(folder / DENOISER, denoiser.state_dict())
-    if not _in_diffusers(denoiser):
+    if not in_diffusers(denoiser):
         return lambda folder: _save_own(folder, denoiser, pipeline)
-    sigma = _levels(student)[0]
-    if denoiser.family.latent:
-        return _of_instructor(denoiser, sigma, pipeline).save_pretrained
-    return denoiser.pipeline(sigma).save_pretrained
-
-
-def _in_diffusers(denoiser: Denoiser) -> TypeGuard[Adapter]:
-    """Whether diffusers has the network and what stands around it."""
-    return isinstance(denoiser, Adapter) and denoiser.in_diffusers and denoiser.family.in_diffusers
+    return pipeline_of(denoiser, _levels(student)[0], pipeline).save_pretrained
 
 
 def _factory(card: Mapping[str, Any]) -> str | None:
@@ -145,43 +162,15 @@ def _levels(student: Student) -> tuple[float, ...]:
     return student.sigmas if isinstance(student, FewStep) else ()
 
 
-def _of_instructor(denoiser: Adapter, sigma: float, folder: Path | None) -> Any:
-    """The instructor's own pipeline with the student's network, read once at sigma."""
-    import diffusers  # seconds to import
-
-    content, scheduler = _index(denoiser, folder), denoiser.scheduler(sigma)
-    part = "unet" if "unet" in content else "transformer"
-    try:
-        return getattr(diffusers, content["_class_name"]).from_pretrained(
-            folder,
-            local_files_only=True,
-            use_safetensors=True,
-            **{part: denoiser.network, "scheduler": scheduler},
-        )
-    except Exception as error:  # missing packages and files surface as a dozen kinds of error
-        reason = " ".join(str(error).split())
-        raise InstilError(
-            f"export: the instructor's pipeline cannot be loaded ({reason})"
-        ) from error
-
-
-def _index(denoiser: Denoiser, folder: Path | None) -> dict[str, Any]:
-    """The index of the instructor's pipeline."""
-    index = folder / "model_index.json" if folder else None
-    if index is None or not index.exists():
-        raise InstilError(
-            f"export: a {type(denoiser.network).__name__} needs the autoencoder of its pipeline; "
-            "expected an instructor with a model_index.json"
-        )
-    return read_json(index)
-
-
 def _arguments(student: OneStep | FewStep) -> dict[str, str]:
     """The arguments of the pipeline's call, as code: before and after the number of steps."""
     denoiser: Any = student.denoiser
     further = denoiser.call_arguments(_levels(student)[0])
     if denoiser.text:
         guidance = "" if "guidance" in denoiser.text else ", guidance_scale=1.0"
+        if side := side_of(denoiser):
+            pixels = side * (32 if "AutoencoderDC" in denoiser.family.autoencoders else 8)
+            guidance += f", height={pixels}, width={pixels}"
         return {"arguments": '"a photograph of a fox", ', "further": guidance + further}
     if denoiser.family.latent:
         labels = f"class_labels=[k % {student.classes} for k in range(16)], "
@@ -191,7 +180,7 @@ def _arguments(student: OneStep | FewStep) -> dict[str, str]:
 
 
 def _card(student: Student, folder: Path, card: Mapping[str, Any], lora: bool) -> str:
-    plain = isinstance(student, OneStep) and _in_diffusers(student.denoiser)
+    plain = isinstance(student, OneStep) and in_diffusers(student.denoiser)
     if isinstance(student, OneStep | FewStep) and lora:
         denoiser: Any = student.denoiser
         scheduler = type(denoiser.scheduler(_levels(student)[0])).__name__

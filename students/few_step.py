@@ -17,8 +17,9 @@ class FewStep(Student):
     """x_1 = D(z_1 scaled to level s_1, s_1), then x_k = D(x_{k-1} + s_k z_k, s_k).
 
     The latent holds the noises z_1, …, z_n and the step to leave after: the last one in eval mode,
-    any with equal probability in training mode, so that every x_k learns the instructor's law.
-    Gradients reach the step that is left alone; the steps before it only make its input.
+    any with equal probability in training mode. One fake score sees all exits, so only the mixture
+    of their distributions follows the instructor's; single exits may drift apart. Gradients reach
+    the last step taken; the steps before it only make its input.
 
     Args:
         denoiser: Trained from here on.

@@ -1,12 +1,11 @@
 """`load(source)`: weights somebody has become a `Student`."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, PositiveFloat
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 import instructors.load
@@ -37,10 +36,17 @@ KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (StyleGAN2, Coupl
 
 
 class Read(Config):
-    """`student.json`: the falling noise levels of a denoiser, and who makes one that is ours."""
+    """`student.json`: how a denoiser is read.
+
+    Attributes:
+        sigmas: Falling noise levels.
+        factory: The user's code that makes a network no folder describes.
+        side: Height and width of a sample, where the network's configuration names none.
+    """
 
     sigmas: Annotated[tuple[PositiveFloat, ...], Field(min_length=1, max_length=1000)]
     factory: str | None = None
+    side: PositiveInt | None = None
 
 
 def zoo() -> list[str]:
@@ -52,8 +58,8 @@ def load(source: Source) -> Student:
     """Load a generator, all of its weights or an error, in eval mode.
 
     Raises:
-        InstilError: Nothing there, the file or its weights are not this generator's, a value is not
-            finite, or the factory cannot make it.
+        InstilError: There is no such file, its tensors do not fit the generator, a value is not
+            finite, or the factory fails.
     """
     path = _locate(source)
     if is_dir(path):
@@ -62,12 +68,12 @@ def load(source: Source) -> Student:
     load_weights(core(student), tensors, source.weights)
     if reading.place not in ("", source.key) or reading.beside:
         beside = f", without {len(reading.beside)} others" if reading.beside else ""
-        note(f"{source.weights}: read as key={reading.place}{beside}")
+        note(f"{source.weights}: read as key={reading.place!r}{beside}")
     return student.eval()
 
 
 def inspect(source: Source) -> dict[str, Any]:
-    """What a file holds beside what its generator expects; nothing needs to fit.
+    """Compare a file's tensors with those its generator expects; nothing needs to fit.
 
     Returns:
         `kind`, `shape`, `classes`, `latent` and `parameters` of the generator, `call` of a network
@@ -104,7 +110,7 @@ def inspect(source: Source) -> dict[str, Any]:
         "latent": " + ".join(str(tuple(part.shape[1:])) for part in latent),
         "parameters": sum(p.numel() for p in student.parameters()),
         **facts,
-        **asdict(match(tensors, core(student).state_dict())),
+        **match(tensors, core(student).state_dict()),
     }
 
 
@@ -153,7 +159,7 @@ def _read(source: Source, path: Path) -> tuple[Student, Reading, dict[str, Tenso
 
 
 def _made(source: Source, factory: str) -> Student:
-    """What a factory makes, a student or a network to wrap as one."""
+    """Call a factory; a network that is no student is wrapped as one."""
     network = make(factory, source.arguments)
     if isinstance(network, Student):
         return network
@@ -202,7 +208,7 @@ def load_folder(folder: Path, factory: str | None) -> Student:
         if (folder / DENOISER).exists():
             denoiser = _own_denoiser(folder, reading.factory, factory)
         else:
-            denoiser = instructors.load.load(str(folder)).denoiser
+            denoiser = instructors.load.load(str(folder), reading.side).denoiser
         first, *others = reading.sigmas
         first = min(first, denoiser.sigma_max)  # which a schedule's float32 may have rounded down
         student = FewStep(denoiser, [first, *others]) if others else OneStep(denoiser, first)

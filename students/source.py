@@ -33,6 +33,7 @@ class Call(Config):
         classes: Number of class labels; 0 if unconditional.
         labels: Second argument of the network: class numbers (`index`), vectors of zeros and a one
             (`one_hot`), or the output of the network's own module of this name for class numbers.
+        options: Further keyword arguments of every call, such as `truncation_psi: 0.7`.
         output: Position or key of the images among several outputs.
         layout: Order of the axes of an image: channels first or last.
         shape: Shape of one image, channels first, where the network returns another one.
@@ -45,6 +46,7 @@ class Call(Config):
     listed: bool | None = None
     classes: NonNegativeInt | None = None
     labels: Annotated[str, Field(pattern=r"^[\w.]+$")] | None = None
+    options: Mapping[str, Any] = {}
     output: int | str | None = None
     layout: Literal["chw", "hwc"] | None = None
     shape: Shape | None = None

@@ -3,8 +3,8 @@
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
 from fnmatch import fnmatch
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -16,41 +16,28 @@ WRAPPERS = re.compile(r"(?:(?<=^)|(?<=\.))(module|_orig_mod)\.")
 COUNTER = "num_batches_tracked"  # of batch normalisation; files before torch 0.4.1 have none
 
 
-@dataclass(frozen=True)
-class Match:
-    """Names of tensors in a file beside those a module expects.
+def match(held: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """Sort the names of a file's tensors and of those a module expects.
 
-    Attributes:
-        matched: Names in both, of one shape and dtype.
-        differing: Names in both, of different shapes or dtypes.
-        missing: Names that are expected only.
-        unexpected: Names in the file only.
+    Returns:
+        `matched` of one shape and dtype, `differing` in one of them, `missing` in the file, and
+        `unexpected` by the module.
     """
 
-    matched: tuple[str, ...]
-    differing: tuple[str, ...]
-    missing: tuple[str, ...]
-    unexpected: tuple[str, ...]
+    def same(name: str) -> bool:
+        one, two = held[name], expected[name]
+        return one.shape == two.shape and one.dtype == two.dtype
 
-
-def match(held: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Match:
-    """Sort the names of two sets of tensors."""
     both = [name for name in expected if name in held]
-    same = {
-        name
-        for name in both
-        if held[name].shape == expected[name].shape and held[name].dtype == expected[name].dtype
+    return {
+        "matched": [name for name in both if same(name)],
+        "differing": [name for name in both if not same(name)],
+        "missing": [name for name in expected if name not in held],
+        "unexpected": [name for name in held if name not in expected],
     }
-    return Match(
-        matched=tuple(name for name in both if name in same),
-        differing=tuple(name for name in both if name not in same),
-        missing=tuple(name for name in expected if name not in held),
-        unexpected=tuple(name for name in held if name not in expected),
-    )
 
 
-@dataclass(frozen=True)
-class Reading:
+class Reading(NamedTuple):
     """One way to read a module's tensors from a file.
 
     Attributes:
@@ -116,7 +103,7 @@ def find_weights(
     if len(fitting) > 1:
         places = ", ".join(f"key={each.place}" for each in fitting if each.place)
         raise InstilError(f"{source}: several networks fit ({places}); set key, or ignore the rest")
-    best = max(fitting or readings, key=lambda each: len(match(each.tensors, own).matched))
+    best = max(fitting or readings, key=lambda each: len(match(each.tensors, own)["matched"]))
     tensors = {n: t for n, t in own.items() if n not in best.tensors and n in free}
     for name, value in best.tensors.items():
         if _any(name, ignore):

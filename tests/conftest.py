@@ -47,8 +47,9 @@ def unet():
 
 
 @pytest.fixture
-def on_tiny(unet, tmp_path):
+def on_tiny(unet, tmp_path, monkeypatch):
     """The first words of a command line that distils a tiny instructor of three classes."""
+    monkeypatch.setattr("distill.watch.monitors.PER_DECADE", 1)  # a third of a short run's time
     torch.manual_seed(0)
     pipeline = ConsistencyModelPipeline(unet(classes=3), EDMEulerScheduler())
     pipeline.save_pretrained(tmp_path / "instructor")
@@ -133,14 +134,11 @@ def persistent(monkeypatch):
 
 @pytest.fixture(scope="session")
 def python():
-    """Run python in a subprocess from the repository root; `processes` > 1 through torchrun."""
+    """Run python in a subprocess from the repository root."""
 
-    def run(*arguments, processes=1, env=None, check=True, cwd=ROOT, timeout=300):
+    def run(*arguments, env=None, check=True, cwd=ROOT, timeout=300):
         command = [sys.executable, *map(str, arguments)]
         extra = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-        if processes > 1:
-            command[1:1] = ["-m", "torch.distributed.run", "--standalone"]
-            command[4:4] = [f"--nproc_per_node={processes}"]
         done = subprocess.run(
             command,
             cwd=cwd,

@@ -14,7 +14,7 @@ from instil.base.average import Average
 from instil.base.processes import on_main
 from instil.base.runs.monitor import note
 from instil.base.runs.run import Run
-from instructors.load import Instructor
+from instructors.instructor import Instructor
 from students.student import Student
 
 BATCH = 64  # samples that gauges are read from

@@ -11,7 +11,7 @@ from eval.quality.images import Sampler, generate, instructor_sampler, student_s
 from instil.base.data import to_uint8
 from instil.base.processes import on_main
 from instil.base.runs.pictures import save_picture, sheet
-from instructors.load import Instructor
+from instructors.instructor import Instructor
 from students.student import Student
 
 COLUMNS, ROWS = 10, 8  # of each half

@@ -10,7 +10,7 @@ from eval.quality.evaluator import Evaluator
 from eval.quality.images import Sampler
 from instil.base.runs import log
 from instil.base.runs.report import show
-from instructors.load import Card
+from instructors.instructor import Card
 
 
 def add_figures(

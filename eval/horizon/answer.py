@@ -9,7 +9,7 @@ from eval.horizon.certificate import Horizon, horizon
 from eval.questions import Horizon as Question
 from eval.questions import Reference
 from instil.base import data
-from instructors.load import Instructor
+from instructors.instructor import Instructor
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from instil.base.errors import InstilError
 from instil.base.runs.monitor import note
 from instructors.codec import Codec
 from instructors.denoiser import Condition, Denoiser, class_labels, labelled
-from instructors.load import Instructor, load
+from instructors.instructor import Instructor
+from instructors.load import load
 from instructors.sampler import heun
 
 

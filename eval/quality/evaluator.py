@@ -19,7 +19,7 @@ from instil.base.files import cache_folder
 from instil.base.processes import on_main
 from instil.base.runs.report import environment, write_json
 from instil.base.untrusted import read_json
-from instructors.load import Instructor
+from instructors.instructor import Instructor
 
 # Image seeds: measurement k uses the block [k N, (k + 1) N), as EDM's does. Blocks far above are
 # for what is never reported (choosing a checkpoint) and for references made of samples.

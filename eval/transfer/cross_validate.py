@@ -19,7 +19,7 @@ from eval.transfer.compare import FROZEN, SCRATCH, Comparison, folds_for, verdic
 from instil.base import data
 from instil.base.config import load_recipe
 from instil.base.runs.monitor import note
-from instructors.load import Instructor
+from instructors.instructor import Instructor
 from instructors.transfer import Arm
 from instructors.transfer.adapt import Target, adapt, save
 from instructors.transfer.arms import HIGHEST, Transfer

@@ -17,12 +17,12 @@ class Average(Generic[M]):
     `state_dict` leaves out is constant and shared with the source, on its device.
 
     Args:
-        source: Averaged; the average starts as a copy of it.
-        halflife_images: After so many training images a weight's influence has halved; 0 follows
-            the source exactly.
-        rampup: The half-life is at most this fraction of the images seen so far.
-        device: Where it is kept, if not with the source: on a CPU it costs an accelerator nothing
-            but the way there at each update.
+        source: Module to average; the average starts as a copy of it.
+        halflife_images: Number of training images after which the influence of a weight has halved;
+            0 follows the source exactly.
+        rampup: Largest half-life, as a fraction of the images seen so far.
+        device: Device of the average; None for the source's. On the CPU it takes no memory of an
+            accelerator, and each update copies the weights there.
 
     Source:
         Karras et al. 2022, arXiv 2206.00364, appendix F.
@@ -51,7 +51,7 @@ class Average(Generic[M]):
 
     @property
     def name(self) -> str:
-        """The half-life, as files and tables have it."""
+        """The half-life as text, for the names of files and columns."""
         return f"{self.halflife_images:g}"
 
     @torch.no_grad()

@@ -23,7 +23,7 @@ from instil.base.errors import InstilError
 from instil.base.files import appearing, reason, remove, replacing, sync, write_text
 
 META = "checkpoint.json"
-# Of each parameter: what torch's Adam keeps, and what that of 8 bits does.
+# State of each parameter: in torch's Adam, and in the Adam with 8 bits.
 MOMENTS = ({"step", "exp_avg", "exp_avg_sq"}, {"step", "state1", "state2"})
 BLOCKWISE = ("absmax", "qmap")  # scales of 8-bit moments, which have no parameter's shape
 
@@ -41,10 +41,10 @@ def save(
     Args:
         root: Folder of the run's checkpoints.
         step: Updates done so far.
-        modules: What is trained or averaged, by name.
-        optimizers: Their optimizers, by name.
-        meta: What `checkpoint.json` says beside the step; must be JSON.
-        keep: How many checkpoints stay; None keeps all.
+        modules: Trained and averaged modules, by name.
+        optimizers: Optimizers, by name.
+        meta: JSON values to write into `checkpoint.json`, beside the step.
+        keep: Number of checkpoints to keep; None keeps all.
 
     Raises:
         OSError: The folder cannot be written; earlier checkpoints are untouched.
@@ -126,13 +126,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise InstilError(f"{path}: not a whole safetensors file ({error})") from None
 
 
-def digest(module: nn.Module) -> str:
-    """Eight hexadecimal digits that change with any parameter or buffer of a module."""
+def digest(module: nn.Module, digits: int = 8) -> str:
+    """Hexadecimal digits of a hash that changes with any parameter or buffer of a module."""
     sha = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         sha.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         sha.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return sha.hexdigest()[:8]
+    return sha.hexdigest()[:digits]
 
 
 def write_tensors(

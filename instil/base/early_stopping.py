@@ -1,4 +1,4 @@
-"""Stopping a training where the loss on samples it does not see is least."""
+"""Early stopping, at the least loss on held-out samples."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 class EarlyStopping(Config):
-    """What is held out of a training set, and how long a loss may go without a new least value.
+    """Early stopping on a held-out part of the training set.
 
     Attributes:
-        share: Of the training samples, held out to decide when to stop; one sample at least, and
-            one less than there are at most.
-        every: Updates between two looks at the loss.
-        patience: Looks in a row without a new least loss after which training ends.
+        share: Fraction of the training samples that is held out, at least one sample and at most
+            all but one.
+        every: Updates between two measurements of the held-out loss.
+        patience: Measurements in a row without a new least loss after which training ends.
     """
 
     share: Annotated[float, Field(gt=0, lt=1)] = 0.2
@@ -29,10 +29,10 @@ class EarlyStopping(Config):
     patience: PositiveInt = 8
 
     def split(self, count: int, seed: int) -> tuple[Tensor, Tensor]:
-        """Row numbers to train on and, at random, those that decide, both in order.
+        """Row numbers of the samples to train on, and of those held out at random, both in order.
 
         Raises:
-            InstilError: There are not two of them.
+            InstilError: There are fewer than two samples.
         """
         from instil.base.draws import Draws
 
@@ -47,18 +47,18 @@ class EarlyStopping(Config):
     def run(
         self, module: nn.Module, updates: Iterable[object], loss: Callable[[], float]
     ) -> tuple[int, float]:
-        """Carry out updates, and leave the module as it was when the loss was least.
+        """Carry out updates, then restore the weights of the least loss.
 
         The module before the first update is a candidate too, so that no training makes a
         transferred model worse on the samples that decide.
 
         Args:
-            module: What the loss is of; put back in place.
-            updates: Each item is one.
-            loss: Of the held-out samples; the same noise each time.
+            module: Module being trained; its best weights are restored in place.
+            updates: Iterable that makes one update per item.
+            loss: Loss on the held-out samples, under the same noise at each call.
 
         Returns:
-            The number of the update that was kept, 0 for none, and its loss.
+            The number of the best update, 0 for the start, and its loss.
         """
         best, kept, stale = (0, loss()), _copy(module), 0
         for number, _ in enumerate(updates, start=1):

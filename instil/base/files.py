@@ -66,7 +66,7 @@ def remove(folder: Path) -> None:
 
 
 def reason(error: Exception) -> str:
-    """What went wrong, without the name of the file: users know another one."""
+    """The reason of an error without the file name in it, which is that of a temporary file."""
     while isinstance(error.__cause__, OSError | SafetensorError):
         error = error.__cause__
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
@@ -85,12 +85,12 @@ def check_output(option: str, path: Path | None, suffix: str = "") -> None:
     """Refuse, before long work, a file that could not be written after it.
 
     Args:
-        option: What names it on the command line.
-        path: The file; None where none was asked for.
-        suffix: How its name must end.
+        option: Name of the option on the command line.
+        path: File to be written later; None if the option was not given.
+        suffix: Required end of the file's name.
 
     Raises:
-        InstilError: It ends otherwise, is a folder, or would lie in one that does not exist.
+        InstilError: The name ends otherwise, is a folder, or its folder does not exist.
     """
     if path is None:
         return
@@ -103,5 +103,5 @@ def check_output(option: str, path: Path | None, suffix: str = "") -> None:
 
 
 def cache_folder() -> Path:
-    """Of figures, samples of instructors and encoded prompts; may not exist yet."""
+    """The folder of cached metrics, instructor samples and encoded prompts; it may not exist."""
     return Path(os.environ.get("INSTIL_CACHE", Path.home() / ".cache" / "instil"))

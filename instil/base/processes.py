@@ -1,4 +1,4 @@
-"""Work of several processes of one launch. With one process there is nothing but the work."""
+"""Sharing work between the processes of one launch; with one process, just doing it."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
@@ -13,7 +13,7 @@ R = TypeVar("R")
 
 
 def place() -> tuple[int, int]:
-    """The number of this process, from 0, and how many there are."""
+    """The number of this process, from 0, and the number of processes."""
     if not distributed.is_initialized():
         return 0, 1
     return distributed.get_rank(), distributed.get_world_size()
@@ -28,7 +28,7 @@ def on_main(make: Callable[[], R]) -> R:
     """Call `make` on the first process and give every process its result, or its error.
 
     Raises:
-        InstilError: As on the first process; an `OSError` there (disk full, not writable) too.
+        InstilError: `make` raised an `InstilError` or `OSError` on the first process.
     """
     result: list[Any] = [None, None]
     if is_main():
@@ -44,9 +44,10 @@ def on_main(make: Callable[[], R]) -> R:
 
 
 def shared(parts: Sequence[P], work: Callable[[P], R]) -> list[R]:
-    """The results of all parts, in order, on every process; each is computed by one of them.
+    """The results of all parts, in order, on every process; each is computed by one process.
 
-    Every process must call it, with the same parts. Results do not depend on how many there are.
+    Every process must call this function with the same parts. Results do not depend on the number
+    of processes.
     """
     return shared_stream(parts, lambda share: map(work, share))
 

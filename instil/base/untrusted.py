@@ -1,4 +1,4 @@
-"""Plain values of files that anybody may have written: numbers, words, lists and mappings."""
+"""Read JSON and text that we did not write: limits on size, depth and types."""
 
 import json
 import os
@@ -8,34 +8,35 @@ from typing import Any
 from instil.base.errors import InstilError
 
 MOST_VALUES, DEEPEST = 1_000_000, 60
-LARGEST = 8 << 20  # bytes; those of ours are thousands
+LARGEST = 8 << 20  # bytes; our own files have thousands
 
 
 def is_file(name: str | Path) -> bool:
-    """Whether there is a file; False, not an error, of a name that no file can have."""
+    """Whether there is a file; False, not an error, for a name that no file can have."""
     return os.path.isfile(name)  # noqa: PTH113, Path's raises where a name is too long
 
 
 def is_dir(name: str | Path) -> bool:
-    """Whether there is a folder; False, not an error, of a name that no folder can have."""
+    """Whether there is a folder; False, not an error, for a name that no folder can have."""
     return os.path.isdir(name)  # noqa: PTH112, Path's raises where a name is too long
 
 
 def exists(name: str | Path) -> bool:
-    """Whether there is anything; False, not an error, of a name that nothing can have."""
+    """Whether a path exists; False, not an error, for a name that no file can have."""
     return os.path.exists(name)  # noqa: PTH110, Path's raises where a name is too long
 
 
 def check(content: Any, source: str, most: int = MOST_VALUES) -> None:
-    """Refuse what JSON does not have, and what grows when it is written out.
+    """Refuse values that JSON does not have, and more or deeper ones than we ever need.
 
     Args:
-        content: Of a file; may hold itself, as YAML's aliases allow.
-        source: For the message.
-        most: Values in all.
+        content: Values read from a file; may contain themselves, as YAML's aliases allow.
+        source: Name of the file, for messages.
+        most: Largest number of values.
 
     Raises:
-        InstilError: A key is no word, a value is none of JSON's, or it is too deep or too large.
+        InstilError: A key is not a string, a value is of another type than JSON's, or there are too
+            many or too deeply nested values.
     """
     left = most
 
@@ -65,10 +66,10 @@ def check(content: Any, source: str, most: int = MOST_VALUES) -> None:
 
 
 def parse_json(text: str, source: str) -> dict[str, Any]:
-    """A JSON mapping.
+    """Parse a JSON mapping.
 
     Raises:
-        InstilError: It is none.
+        InstilError: The text is not a JSON mapping.
     """
     try:
         content = json.loads(text)
@@ -81,19 +82,19 @@ def parse_json(text: str, source: str) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that holds a mapping.
+    """Read a JSON file that holds a mapping.
 
     Raises:
-        InstilError: It is none, or cannot be read.
+        InstilError: The file cannot be read, or does not hold a JSON mapping.
     """
     return parse_json(read_text(path, LARGEST), str(path))
 
 
 def read_text(path: Path, largest: int) -> str:
-    """A text file of at most `largest` bytes.
+    """Read a text file of at most `largest` bytes.
 
     Raises:
-        InstilError: It cannot be read, is larger, or is not UTF-8.
+        InstilError: The file cannot be read, is larger, or is not UTF-8.
     """
     try:
         with path.open("rb") as file:

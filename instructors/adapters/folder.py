@@ -24,12 +24,13 @@ ADAPTERS: tuple[type[Adapter], ...] = (
 )
 
 
-def save(folder: Path, denoiser: Adapter) -> None:
+def save(folder: Path, denoiser: Adapter, weights: bool = True) -> None:
     """Write what `instructors.load.load` makes the same denoiser of.
 
     Args:
         folder: Exists.
         denoiser: Its network has diffusers' `save_pretrained`.
+        weights: If not, only configurations are written.
 
     Raises:
         InstilError: It has not, or the denoiser has no layout.
@@ -40,7 +41,7 @@ def save(folder: Path, denoiser: Adapter) -> None:
             f"no layout for a {type(denoiser).__name__} with a {type(network).__name__} network"
         )
     scheduler = denoiser.config()
-    network.save_pretrained(folder / "unet")
+    (network.save_pretrained if weights else network.save_config)(folder / "unet")
     (folder / "scheduler").mkdir()
     write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
 

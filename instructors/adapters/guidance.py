@@ -10,8 +10,8 @@ from instil.base.shapes import expand
 from instructors.denoiser import Condition, Denoiser
 
 
-class _Over(Denoiser):
-    """All but the denoised value is that of the first denoiser."""
+class _Wrapper(Denoiser):
+    """Delegates everything but `denoise` to the first denoiser."""
 
     def __init__(self, first: Denoiser) -> None:
         super().__init__()
@@ -35,14 +35,14 @@ class _Over(Denoiser):
         return self.first.base()
 
 
-class Guided(_Over):
+class Guided(_Wrapper):
     """Classifier-free guidance, D = D(null) + scale (D(condition) - D(null)).
 
     Guidance is linear in the output of any network here, so this is what samplers do to eps, v or
     velocities.
 
     Args:
-        denoiser: With a null condition.
+        denoiser: A denoiser with a null condition.
         scale: 1 changes nothing, 0 ignores the condition.
 
     Raises:
@@ -65,7 +65,7 @@ class Guided(_Over):
         return null + self.scale * (wanted - null)
 
 
-class Blend(_Over):
+class Blend(_Wrapper):
     """A weighted sum of scores, D = x + sum_k w_k(sigma) (D_k - x).
 
     At each sigma it is the score of the product of the noisy laws, prod_k p_k(x_sigma)**w_k. These
@@ -73,7 +73,7 @@ class Blend(_Over):
     the weights are zero: a sampler that follows them ends at no law that can be named beforehand.
 
     Args:
-        denoisers: Of one shape and one kind of condition; the first is the one that is copied.
+        denoisers: Denoisers of one shape and kind of condition; students copy the first.
         weights: (K, N) weights of the N denoisers at each of `sigmas`.
         sigmas: (K,) rising levels; between them weights are linear in log sigma, outside constant.
 

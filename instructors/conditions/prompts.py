@@ -16,7 +16,7 @@ from instil.base.files import cache_folder
 from instil.base.untrusted import LARGEST, read_json, read_text
 from instructors.denoiser import Condition
 from instructors.families import ENCODERS
-from instructors.load import Card
+from instructors.instructor import Card
 from instructors.sources import download, weights_hash
 
 BATCH = 16

@@ -115,8 +115,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         shape = (inside.img_channels, inside.img_resolution, inside.img_resolution)
         denoiser = _around(network, shape, inside.label_dim, around, levels)
         return Checkpoint(denoiser, _latents(root, inside.img_channels))
-    except ValueError as error:  # InstilError among them
-        raise InstilError(f"{path}: {error}") from None
+    except InstilError as error:
+        raise InstilError(f"{path}: {error}") from error
 
 
 def _latents(root: Any, channels: int) -> Latents | None:

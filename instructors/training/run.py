@@ -37,8 +37,10 @@ def run_training(recipe: TrainRecipe, resume: str | None, command: str) -> Path:
     state: Any = run.state
     began = time.perf_counter()
     condition = labelled(images.labels)
-    for _ in run.follow(train(state, images.pixels, condition, run.recipe, run.accelerator)):
-        pass
+    updates = train(state, images.pixels, condition, run.recipe, run.accelerator)
+    with run.writing():
+        for _ in run.follow(updates):
+            pass
     denoiser = state.average.module.cpu()
     seconds, parameters = time.perf_counter() - began, sum(p.numel() for p in denoiser.parameters())
     lines = training.card_lines(

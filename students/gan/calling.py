@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import one_hot
 
 from instil.base.config import own
 from instil.base.errors import InstilError
+from instructors.denoiser import Condition, class_labels
 from students.gan.randomness import Noise, Replay
 from students.source import Call
+from students.student import one_hot
 
 # Attributes of networks that hold the length of z and the number of labels.
 LATENT = ("z_dim", "dim_z", "latent_dim", "latent_size", "nz", "style_dim", "noise_dim", "z_size")
@@ -28,7 +29,7 @@ def call(
     network: nn.Module,
     how: Call,
     z: Tensor,
-    label: Tensor,
+    condition: Condition,
     noises: Sequence[Noise] | None = None,
     given: Sequence[Tensor] = (),
 ) -> tuple[Any, list[Noise]]:
@@ -36,25 +37,30 @@ def call(
 
     Args:
         network: The network.
-        how: `listed`, `labels`, `classes` and `truncation` of it.
+        how: The description of the call, without gaps.
         z: (B, *latent).
-        label: (B,) int64; ignored without classes.
+        condition: `label` (B,) int64 if there are classes.
         noises: The random numbers that the network draws itself; None draws them at random.
         given: Their values, (B, *shape) each.
 
     Returns:
         What the network returns, and the random numbers it drew.
     """
-    arguments: list[Any] = [[z] if how.listed else z]
-    if how.labels == "one_hot":
-        arguments.append(_vectors(label, how.classes or 0).to(z.dtype))
+    vectors = one_hot(condition, how.classes or 0, z)
     with Replay(noises, given, len(z), z.device) as replay:
-        if how.labels == "index":
-            arguments.append(label)
-        elif how.labels not in (None, "one_hot"):
-            arguments.append(network.get_submodule(how.labels)(label))
-        further = {"truncation": how.truncation or 1.0} if _takes_truncation(network, how) else {}
-        result = network(*arguments, **further)
+        arguments: list[Any] = [[z] if how.listed else z]
+        if how.labels == "one_hot":
+            arguments.append(vectors)
+        elif how.labels == "index":
+            arguments.append(condition["label"])
+        elif how.labels is not None:
+            arguments.append(network.get_submodule(how.labels)(condition["label"]))
+        truncation = inspect.signature(network.forward).parameters.get("truncation")
+        needed = truncation is not None and truncation.default is truncation.empty
+        options = dict(how.options)
+        if needed or (truncation is not None and how.truncation is not None):
+            options.setdefault("truncation", how.truncation or 1.0)
+        result = network(*arguments, **options)
     return result, replay.drawn
 
 
@@ -64,16 +70,12 @@ def images_of(result: Any, how: Call) -> Tensor:
     Raises:
         NotImagesError: There are none under `how.output`, or none of the wanted shape.
     """
-    choices: dict[Any, Any] = {}
-    if isinstance(result, Mapping):
-        choices = dict(result)
-    elif isinstance(result, list | tuple):
-        choices = dict(enumerate(result))
     if how.output is not None:
-        if how.output not in choices:
-            held = ", ".join(map(str, choices)) or f"a single {type(result).__name__}"
+        outputs = _outputs(result)
+        if how.output not in outputs:
+            held = ", ".join(map(str, outputs)) or f"a single {type(result).__name__}"
             raise NotImagesError(f"returns no output {how.output}, but {held}")
-        result = choices[how.output]
+        result = outputs[how.output]
     if not isinstance(result, Tensor):
         raise NotImagesError(f"returns a {type(result).__name__}, expected images")
     if how.layout == "hwc":
@@ -91,7 +93,7 @@ def complete(network: nn.Module, how: Call, name: str) -> tuple[Call, list[Noise
     Args:
         network: In eval mode.
         how: The part that is known.
-        name: Of the network, for messages.
+        name: Name of the network, for messages.
 
     Returns:
         The whole description, the random numbers that the network draws, the shape of an image.
@@ -139,10 +141,10 @@ def _try(network: nn.Module, how: Call, name: str) -> tuple[Call, list[Noise], t
     latent: Any = how.latent
     weights = next(p for p in network.parameters() if p.is_floating_point())
     z = torch.zeros(TRIED, *latent, dtype=weights.dtype, device=weights.device)
-    label = torch.zeros(TRIED, dtype=torch.int64, device=weights.device)
+    condition = class_labels(how.classes or 0, z.new_zeros(TRIED).long())
     called = f"z {tuple(z.shape)}" + (f" and {how.classes} labels" if how.classes else "")
     with own.running(f"{name}: cannot be called with {called}", "; set latent, classes, labels"):
-        result, noises = call(network, how, z, label)
+        result, noises = call(network, how, z, condition)
     try:
         how = _with_output(result, how)
         images = images_of(result, how)
@@ -162,9 +164,8 @@ def _try(network: nn.Module, how: Call, name: str) -> tuple[Call, list[Noise], t
 
 def _with_output(result: Any, how: Call) -> Call:
     """Where the images are among several outputs, and the order of their axes."""
-    if how.output is None and isinstance(result, Mapping | list | tuple):
-        items = result.items() if isinstance(result, Mapping) else enumerate(result)
-        tensors = {key: value for key, value in items if isinstance(value, Tensor)}
+    if how.output is None and (outputs := _outputs(result)):
+        tensors = {key: value for key, value in outputs.items() if isinstance(value, Tensor)}
         images = [key for key, value in tensors.items() if value.dim() > 2]
         if len(images or tensors) != 1:
             shapes = ", ".join(f"{key} {tuple(value.shape)}" for key, value in tensors.items())
@@ -177,13 +178,19 @@ def _with_output(result: Any, how: Call) -> Call:
     return how
 
 
+def _outputs(result: Any) -> dict[Any, Any]:
+    """What a network returned by position or key; empty if it is a single thing."""
+    if isinstance(result, list | tuple):
+        return dict(enumerate(result))
+    return dict(result) if isinstance(result, Mapping) else {}
+
+
 def _lengths(network: nn.Module) -> list[tuple[int, ...]]:
     """Shapes that z may have: by an attribute of the network, else by its first layer."""
     length = _attribute(network, LATENT)
-    if length is None:
-        layers = (m for m in network.modules() if hasattr(m, "weight"))
-        first = next(layers, None)
-        length = getattr(first, "in_features", None) or getattr(first, "in_channels", None)
+    layers: Iterator[Any] = network.modules()
+    inputs = (getattr(m, "in_features", None) or getattr(m, "in_channels", None) for m in layers)
+    length = length or next(filter(None, inputs), None)
     return [(length,), (length, 1, 1)] if length else []
 
 
@@ -194,15 +201,3 @@ def _attribute(network: nn.Module, names: Sequence[str]) -> int | None:
         if hasattr(value, "__index__") and not isinstance(value, Tensor | bool):
             return int(value)
     return None
-
-
-def _takes_truncation(network: nn.Module, how: Call) -> bool:
-    """Whether `forward` has an argument `truncation` that needs, or was given, a value."""
-    argument = inspect.signature(network.forward).parameters.get("truncation")
-    needed = argument is not None and argument.default is argument.empty
-    return needed or (argument is not None and how.truncation is not None)
-
-
-def _vectors(label: Tensor, classes: int) -> Tensor:
-    """(B, classes) zeros and ones."""
-    return one_hot(label, classes) if classes else label.new_zeros(len(label), 0)

@@ -28,6 +28,8 @@ def make(factory: str, arguments: Mapping[str, Any]) -> nn.Module:
     given = f"does not take {dict(arguments)}" if arguments else "fails"
     with own.running(f"factory: {factory} {given}"), OnDevice(torch.device("cpu")):
         network = build(**arguments)
+    if isinstance(network, nn.DataParallel):
+        network = network.module
     if not isinstance(network, nn.Module) or not list(network.parameters()):
         raise InstilError(
             f"factory: {factory} makes a {type(network).__name__}, expected a torch module with "

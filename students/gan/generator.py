@@ -15,7 +15,7 @@ from students.gan.factory import make, save_all
 from students.gan.randomness import truncated_normal
 from students.pretrained import Pretrained
 from students.source import Call
-from students.student import Latent, Student, one_hot
+from students.student import Latent, Student
 
 
 class GAN(Student, Pretrained):
@@ -71,11 +71,9 @@ class GAN(Student, Pretrained):
 
     def forward(self, latent: Latent, condition: Condition = UNCONDITIONAL) -> Tensor:
         z, *noises = latent
-        one_hot(condition, self.classes, z)  # checks the labels
-        label = condition["label"] if self.classes else z.new_zeros(len(z)).long()
         # A copy of z, since networks normalise it in place.
         with own.running(f"{self.factory}: its forward pass fails"):
-            result, _ = call(self.network, self.how, z.clone(), label, self.noises, noises)
+            result, _ = call(self.network, self.how, z.clone(), condition, self.noises, noises)
         images = images_of(result, self.how).to(z.dtype)
         low, high = self.how.range
         return images if (low, high) == (-1.0, 1.0) else 2 * (images - low) / (high - low) - 1

@@ -60,10 +60,11 @@ def run_training(recipe: TrainRecipe, resume: str | None, command: str) -> Path:
         )
         save(state.average.module, folder, card)
 
-    for report in run.follow(train(state, images, run.recipe, run.accelerator)):
-        if report.step in run.recipe.snapshots:
-            folder = run.folder / f"student-{report.step:08d}"
-            on_main(lambda folder=folder: write(folder))
+    with run.writing():
+        for report in run.follow(train(state, images, run.recipe, run.accelerator)):
+            if report.step in run.recipe.snapshots:
+                folder = run.folder / f"student-{report.step:08d}"
+                on_main(lambda folder=folder: write(folder))
     folder = run.folder / "student"
     on_main(lambda: write(folder))
     finish(run.accelerator)

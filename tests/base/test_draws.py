@@ -37,23 +37,18 @@ def test_normal_and_uniform_have_their_laws():
 
 
 @pytest.mark.parametrize(
-    "other",
+    ("other", "stream"),
     [
-        Draws.of_range(1, 0, 0, 4000),
-        Draws.of_range(0, 1, 0, 4000),
-        Draws.of_range(0, 0, 1, 4000),
-        Draws.of_range(0, 0, 10**9, 4000),
+        (Draws.of_range(1, 0, 0, 4000), "a"),
+        (Draws.of_range(0, 1, 0, 4000), "a"),
+        (Draws.of_range(0, 0, 1, 4000), "a"),
+        (Draws.of_range(0, 0, 10**9, 4000), "a"),
+        (Draws.of_range(0, 0, 0, 4000), "b"),
     ],
 )
-def test_neighbouring_seeds_steps_and_samples_are_independent(other):
-    one = Draws.of_range(0, 0, 0, 4000).normal("a", (8,))
-    two = other.normal("a", (8,))
+def test_neighbouring_seeds_steps_samples_and_streams_are_independent(other, stream):
+    one = Draws.of_range(0, 0, 0, 4000).normal("a", (8,), torch.float64)
+    two = other.normal(stream, (8,), torch.float64)
     correlation = torch.corrcoef(torch.cat([one, two], dim=1).T)
     off_diagonal = correlation - torch.eye(16)
     assert off_diagonal.abs().max() < 5 / 4000**0.5
-
-
-def test_streams_differ():
-    draws = Draws.of_range(0, 0, 0, 100)
-    assert not torch.equal(draws.normal("a", SHAPE), draws.normal("b", SHAPE))
-    assert draws.normal("a", SHAPE, torch.float64).dtype == torch.float64

@@ -116,7 +116,10 @@ def test_a_command_says_what_the_system_refused(capsys):
         raise OSError(errno.ENOSPC, "No space left on device", "runs/x")
 
     assert full([]) == 2
-    assert capsys.readouterr().err == "error: [Errno 28] No space left on device: 'runs/x'\n"
+    assert capsys.readouterr().err == (
+        "error: [Errno 28] No space left on device: 'runs/x'; "
+        "free some room, or choose a folder on another disk\n"
+    )
 
 
 class Disk:
@@ -182,6 +185,8 @@ def test_a_run_ends_with_one_sentence_and_goes_on(on_tiny, disk, monkeypatch, ca
         return call
 
     with monkeypatch.context() as patch:
+        # Of a disk with a file that is open for writing, the kernel refuses to take the right.
+        patch.setattr("instil.base.runs.run.claim", lambda folder: None)
         patch.setattr(name, failing(resolve_name(name)))
         assert main(words) == 2
     error = capsys.readouterr().err

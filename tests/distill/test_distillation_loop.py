@@ -11,7 +11,8 @@ from distill.distillation import Distillation
 from distill.recipe import Recipe
 from eval.quality import features
 from instil.base.config import validate
-from instructors.load import Instructor, load
+from instructors.instructor import Instructor
+from instructors.load import load
 from students.load import load as load_student
 from students.one_step import OneStep
 from students.source import Source

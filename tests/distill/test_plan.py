@@ -2,7 +2,6 @@
 
 import itertools
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +20,7 @@ from instil.base.errors import InstilError
 from instructors.denoiser import Condition
 from instructors.families import FAMILIES
 from instructors.load import load
+from tests.tools import ranks
 from tests.tools.allocated import allocated
 
 SAVINGS = {
@@ -83,12 +83,10 @@ def test_the_peak_is_the_allocators(recipe, kind, savings):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
-def test_data_parallelism_keeps_gradients(python, unet, tmp_path, processes):
+def test_data_parallelism_keeps_gradients(unet, tmp_path, processes):
     network = unet(channels=3, widths=(64, 128))
     DDPMPipeline(network, DDPMScheduler()).save_pretrained(tmp_path / "instructor")
-    root = {"PYTHONPATH": str(Path(__file__).parents[2])}
-    command = ("tests/tools/plan_driver.py", tmp_path / "instructor")
-    said = python(*command, processes=processes, env=root).stdout
+    said = ranks.run("tests.tools.plan_driver", [tmp_path / "instructor"], processes)
     lines = [list(map(int, line.split())) for line in said.splitlines() if line[:1].isdigit()]
     assert [line[:2] for line in lines] == [[processes, 1], [processes, 4]]
     for *_, truth, planned, rebuilt in lines:

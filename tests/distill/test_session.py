@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from distill.__main__ import main
 from distill.divergences import SiD
 from instil.base.runs.accelerator import accelerator_for
+from tests.tools import ranks
 
 ROOT = Path(__file__).parents[2]
 
@@ -126,12 +127,12 @@ def test_resume_by_folder_needs_no_recipe(tiny, tmp_path):
 
 
 @pytest.mark.slow
-def test_resume_under_two_processes(tiny, tmp_path, python, weights, assert_same):
+def test_resume_under_two_processes(tiny, tmp_path, weights, assert_same):
     quick = [*tiny, "evaluation.extractor=null"]
-    python("-m", "distill", *quick, "name=whole", processes=2)
-    done = python("-m", "distill", *quick, "name=parts", "train.steps=4", processes=2)
-    assert "2 process(es)" in done.stderr
-    python("-m", "distill", *quick, "name=parts", "--resume", processes=2)
+    ranks.run("distill.__main__", [*quick, "name=whole"])
+    said = ranks.run("distill.__main__", [*quick, "name=parts", "train.steps=4"])
+    assert "2 process(es)" in said
+    ranks.run("distill.__main__", [*quick, "name=parts", "--resume"])
     whole = weights(tmp_path / "runs" / "whole")
     assert_same(whole, weights(tmp_path / "runs" / "parts"))
     # One process draws the same numbers and differs by the order of float32 sums alone.
@@ -336,8 +337,8 @@ def test_sharded_networks_are_refused_with_what_to_do(tiny, monkeypatch, capsys,
 
 
 @pytest.mark.slow
-def test_two_processes_measure_as_one_does(tiny, tmp_path, python):
-    python("-m", "distill", *tiny, "evaluation.patience=9", "name=two", processes=2)
+def test_two_processes_measure_as_one_does(tiny, tmp_path):
+    ranks.run("distill.__main__", [*tiny, "evaluation.patience=9", "name=two"])
     assert main([*tiny, "evaluation.patience=9", "name=one"]) == 0
     found = []
     for name in ("one", "two"):

@@ -12,18 +12,18 @@ from instructors.lora import Lora
 from instructors.low_rank import shared_copy
 from instructors.mlp import MLP
 from students.one_step import OneStep
-from tests.tools import step_driver
+from tests.tools import ranks, step_driver
 
 
 @pytest.fixture(scope="module", params=[1, pytest.param(2, marks=pytest.mark.slow)])
-def trained(request, tmp_path_factory, python):
+def trained(request, tmp_path_factory):
     """What `step_driver.py` saved, under one process and two."""
     out = tmp_path_factory.mktemp("steps")
     if request.param == 1:
         AcceleratorState._reset_state(reset_partial_state=True)
-        step_driver.main(out)
+        step_driver.main([str(out)])
     else:
-        python("-m", step_driver.__name__, out, processes=request.param)
+        ranks.run(step_driver.__name__, [out], request.param)
     return request.param, out
 
 

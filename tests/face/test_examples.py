@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+import instil
 from distill.__main__ import main
 
 ROOT = Path(__file__).parents[2]
@@ -16,7 +18,7 @@ EXAMPLES = ROOT / "examples"
 
 def program(text):
     """Python to run here: a run makes 10 updates, not hundreds, and measures few images."""
-    few = """**{f"evaluation.{k}": 64 for k in ("samples", "quick_samples")}"""
+    few = """**{"evaluation.samples": 64, "evaluation.quick_samples": 64, "fake.warmup": 3}"""
     text = re.sub(r"\bsteps(=|: int = )\d+", r"steps\g<1>10", text)
     return compile(re.sub(r'(name="[\w-]+")', rf"\1, {few}", text), "program", "exec")
 
@@ -33,13 +35,18 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(len(blocks("docs/python.md"))))
-def test_programs_of_the_page(number, folder, capsys):
-    exec(program(blocks("docs/python.md")[number]), {})
-    if number == 0:  # the first program
-        assert len(blocks("docs/python.md")[0].split("\n")) <= 14
-        assert "torch.Size([16, 1, 8, 8])" in capsys.readouterr().out
-        assert (folder / "runs" / "first" / "report.json").exists()
+def test_the_first_program(folder, capsys):
+    text = blocks("docs/python.md")[0]
+    assert len(text.replace("\n\n", "\n").splitlines()) <= 10
+    exec(program(text), {})
+    assert "torch.Size([16, 1, 8, 8])" in capsys.readouterr().out
+    assert (folder / "runs" / "first" / "report.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", [*blocks("README.md"), *blocks("docs/python.md")[1:]])
+def test_programs_of_the_pages(text, folder):
+    exec(program(text), {})
 
 
 @pytest.mark.slow
@@ -77,3 +84,25 @@ def test_a_divergence_of_ones_own(folder):
     finally:
         sys.modules.pop("levelled", None)
     assert "levelled:Levelled" in (folder / "runs" / "levelled" / "recipe.yaml").read_text()
+
+
+@pytest.mark.slow
+def test_a_network_of_ones_own(folder, data_root):
+    if not (data_root / "mnist-vit-flow").is_dir():
+        pytest.skip("needs mnist-vit-flow below INSTIL_DATA")
+    shutil.copytree(EXAMPLES / "own_network", folder, dirs_exist_ok=True)
+    few = ["train.steps=20", "train.batch=32", "evaluation.every=10"]
+    few += ["evaluation.samples=200", "evaluation.quick_samples=100", "evaluation.seeds=1"]
+    assert main(["recipe.yaml", *few]) == 0
+    run = folder / "runs" / "digits-flow"
+    report = json.loads((run / "report.json").read_text())
+    assert report["fd_name"].startswith("FD-LeNet-")
+    assert report["instructor"]["label_accuracy"]["mean"] > 0.88  # of clean digits
+    with pytest.raises(instil.InstilError, match="factory=digits_flow:instructor"):
+        instil.load_student(run / "student")
+    student = instil.load_student(run / "student", factory="digits_flow:instructor")
+    images = student.sample(seeds=range(50))
+    assert images.shape == (50, 1, 28, 28)
+    judge = __import__("digits_flow").LeNet().eval()
+    digits = judge(images)[1].argmax(1)
+    assert (digits == torch.arange(50) % 10).float().mean() > 0.5

@@ -10,7 +10,11 @@ import torch
 from torch import nn
 
 import instil
+from distill.recipe import RECIPES
 from eval.quality import features
+from instil import api
+from instil.base.config import load_recipe
+from instil.base.config.recipes import resolve
 
 ROOT = Path(__file__).parents[2]
 
@@ -89,3 +93,28 @@ def test_models_are_sampled(pixels):
     sampled = instil.fid(student, "digits", extractor="digits", samples=64)
     images = torch.cat([student.sample(range(k, k + 32)) for k in (0, 32)])
     assert sampled == pytest.approx(instil.fid(images, "digits", extractor="digits"), rel=1e-4)
+
+
+def recipe(source, **changes):
+    return resolve(instil.Recipe, api._recipe(source, changes))
+
+
+def test_a_recipe_from_python_is_the_one_of_the_command(tmp_path):
+    (tmp_path / "mine.yaml").write_text("extends: digits\nname: mine\ntrain: {steps: 7}\n")
+    words = ["train.steps=5", "train.seed=3", "optimizer.lr=0.001", "divergence=dmd"]
+    expected = load_recipe(instil.Recipe, "digits", words, RECIPES)
+    changes = {"steps": 5, "train": {"seed": 3}, "lr": 1e-3, "divergence": instil.DMD()}
+    assert recipe("digits", **changes) == expected
+    assert recipe(recipe("digits"), **changes) == expected
+    mine = recipe(tmp_path / "mine.yaml", batch=8)
+    assert (mine.name, mine.train.steps, mine.train.batch) == ("mine", 7, 8)
+    assert mine.optimizer == recipe("digits").optimizer
+    other = recipe("google/ddpm-cifar10-32")
+    assert other == instil.Recipe(name="ddpm-cifar10-32", instructor="google/ddpm-cifar10-32")
+
+
+def test_a_misspelt_key_is_refused_before_anything_is_loaded():
+    with pytest.raises(instil.InstilError, match=r"train.stepz: unknown key; did you mean"):
+        instil.distil("a/model", train={"stepz": 3})
+    with pytest.raises(instil.InstilError, match="divergence: unknown kind 'dmt'"):
+        instil.distil("a/model", divergence="dmt")

@@ -13,7 +13,7 @@ from distill.trainer import State, train
 from instructors.__main__ import main
 from instructors.conditions.conditioning import Conditioning
 from instructors.prepare import prepare
-from students.export import export
+from students.export import export, rehearse
 from students.one_step import OneStep
 
 CARD = {"instructor": "x", "licence": "unknown", "recipe": "a: 1\n", "figures": {"NFE": "1"}}
@@ -70,12 +70,13 @@ def test_inspect_says_what_it_is(kind, tiny_pipeline, tmp_path, capsys):
     assert adapter in capsys.readouterr().out
 
 
-def test_a_flux_without_guidance_has_no_null_condition(tiny_pipeline, tmp_path):
+def test_a_flux_without_guidance_has_no_null_condition(tiny_pipeline, tmp_path, capsys):
     guided = FluxTransformer2DModel.load_config(tiny_pipeline("flux") / "transformer")
     network = FluxTransformer2DModel.from_config(guided | {"guidance_embeds": False})
     network.save_pretrained(tmp_path)
     FlowMatchEulerDiscreteScheduler().save_pretrained(tmp_path)
-    assert main(["inspect", str(tmp_path), "--json", str(tmp_path / "facts.json")]) == 0
+    assert main(["inspect", str(tmp_path), "--json", str(tmp_path / "facts.json")]) == 2
+    assert "expected an instructor with a model_index.json" in capsys.readouterr().err
     facts = json.loads((tmp_path / "facts.json").read_text())
     assert facts["conditions"] == ["text", "pooled"]
     assert facts["null_condition"] == "none"
@@ -100,13 +101,14 @@ def test_from_pipeline_to_pipeline(kind, tiny_pipeline, tmp_path):
     before = [parameter.clone() for parameter in student.parameters()]
     engine = Accelerator(cpu=True)
     for report in train(state, instructor.denoiser, method, engine, instructor.prior):
-        assert report.finite()
+        assert report.norm.isfinite()
     networks = [*student.denoiser.modules(), *state.fake.modules()]
     assert not any(module.training for module in networks)  # label dropout of DiT stays off
     moved = [not torch.equal(a, b) for a, b in zip(before, student.parameters(), strict=True)]
     names = [name for name, _ in student.named_parameters()]
     still = [name for name, each in zip(names, moved, strict=True) if not each]
     assert not still, still
+    rehearse(student, folder)
     export(student, tmp_path / "student", CARD, folder)
     pipeline = DiffusionPipeline.from_pretrained(tmp_path / "student")
     pipeline.set_progress_bar_config(disable=True)

@@ -13,6 +13,7 @@ from instil.base.draws import Draws
 from instructors.__main__ import main
 from instructors.analytic import empirical
 from instructors.load import load
+from tests.tools import ranks
 
 TINY = [
     "network={channels: [8, 8], layers: 1, middle_attention: false, groups: 4}",
@@ -67,9 +68,9 @@ def test_resumed_equals_uninterrupted(words, tmp_path, dropout):
 
 
 @pytest.mark.slow
-def test_two_processes_train_what_one_does(words, tmp_path, python):
+def test_two_processes_train_what_one_does(words, tmp_path):
     assert main([*words, "name=one"]) == 0
-    python("-m", "instructors", *words, "name=two", processes=2)
+    ranks.run("instructors.__main__", [*words, "name=two"])
     one, two = tensors(tmp_path / "one"), tensors(tmp_path / "two")
     for name, tensor in one.items():
         torch.testing.assert_close(tensor, two[name], rtol=0, atol=1e-4)

@@ -25,11 +25,13 @@ from instructors.lora import Lora
 from instructors.low_rank import adapters, merged
 from instructors.prepare import prepare
 from instructors.training.denoising import denoising_loss
+from students.compatibility import check_saved
 from students.export import export
 from students.few_step import FewStep
 from students.load import load as load_student
 from students.one_step import OneStep
 from students.source import Source
+from tests.tools import ranks
 
 PROMPTS = ["a fox", "two owls", "the sea"]
 CARD = {"instructor": "x", "licence": "unknown", "recipe": "a: 1\n", "figures": {"NFE": "1"}}
@@ -259,11 +261,10 @@ def test_a_checkpoint_holds_adapters_alone_and_a_resumed_run_is_the_same(
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one(tiny, tmp_path, python, weights):
+def test_two_processes_train_as_one(tiny, tmp_path, weights):
     # Adam would blow up the rounding of gradients that are nearly zero, as those of A are.
     tiny += ["optimizer.eps=1e-3", "fake.optimizer.eps=1e-3"]
-    done = python("-m", "distill", *tiny, "name=two", processes=2)
-    assert "2 process(es)" in done.stderr
+    assert "2 process(es)" in ranks.run("distill.__main__", [*tiny, "name=two"])
     assert main([*tiny, "name=one"]) == 0
     one, two = (weights(tmp_path / "runs" / name) for name in ("one", "two"))
     for name, tensor in one.items():
@@ -293,6 +294,7 @@ def test_diffusers_loads_the_adapters_of_a_student(kind, tiny_pipeline, tmp_path
     denoiser = adapted(instructor.denoiser, size=0.2)
     student = OneStep(denoiser, 50.0 if flow else 2.5)
     export(student, tmp_path / "student", CARD, folder)
+    check_saved(student, tmp_path / "student")
     readme = (tmp_path / "student" / "README.md").read_text()
     assert 'pipeline.load_lora_weights("student")' in readme
     pipeline = DiffusionPipeline.from_pretrained(folder)
@@ -326,6 +328,7 @@ def test_few_steps_are_exported_with_their_first_level(tiny_pipeline, tmp_path):
     asked = Conditioning(prompts=str(tmp_path / "prompts.txt"))
     student = FewStep(adapted(prepare(str(folder), asked).denoiser), [2.5, 0.6])
     export(student, tmp_path / "student", CARD, folder)
+    check_saved(student, tmp_path / "student")
     names = {path.name for path in (tmp_path / "student").iterdir()}
     assert names == {"pytorch_lora_weights.safetensors", "scheduler", "student.json", "README.md"}
 
@@ -338,6 +341,7 @@ def test_adapters_that_no_pipeline_loads_are_merged(kind, tiny_pipeline, tmp_pat
     instructor = prepare(str(folder), asked)
     student = OneStep(adapted(instructor.denoiser), 2.5)
     export(student, tmp_path / "student", CARD, folder)
+    check_saved(student, tmp_path / "student", instructor.prior)
     again = load_student(Source(weights=str(tmp_path / "student")))
     latent, wanted = (torch.randn(3, *student.shape),), instructor.prior.at(torch.arange(3))
     with torch.no_grad():

@@ -250,7 +250,7 @@ def test_only_the_needed_files_are_downloaded(monkeypatch, unet, tmp_path):
         assert "*.fp16.*" in ignore_patterns
         return str(tmp_path)
 
-    monkeypatch.setattr("instructors.load.snapshot_download", snapshot)
+    monkeypatch.setattr("instructors.sources.snapshot_download", snapshot)
     assert locate("somebody/something") == tmp_path
     assert asked[0] == ["*.json", "README.md"]
     assert sorted(asked[1][2:]) == [

@@ -60,6 +60,14 @@ class Listed(Net):
         return x + 0.1 * noise, None
 
 
+class Growing(Net):
+    """As progressive GANs: keyword arguments say how far it has grown."""
+
+    def forward(self, z, step=0):
+        assert step == 6
+        return self.image(z)
+
+
 class EmptyLabels(Net):
     """As StyleGAN: called with labels of no class."""
 
@@ -174,6 +182,9 @@ CALLS = {
     "`G(z, class vector, truncation)`, as pytorch-pretrained-biggan": (
         Soft, {"truncation": 0.4}, lambda g, z, label: g(z, torch.eye(10)[label], 0.4),
     ),
+    "keyword arguments, as progressive GANs": (
+        Growing, {"options": {"step": 6}}, lambda g, z: g.image(z),
+    ),
     "uniform z": (Net, {"prior": "uniform"}, lambda g, z: g(z)),
     "images in 0…255": (Bytes, {"range": [0, 255]}, lambda g, z: g.image(z)),
     "several outputs, one of them images; channels last": (Last, {}, lambda g, z: g.image(z)),
@@ -244,7 +255,9 @@ def table():
     """The rows of the documented table."""
 
     def row(words, given):
-        told = " ".join(f"{key}={value}".replace(" ", "") for key, value in given.items())
+        told = " ".join(
+            f"{key}={value}".replace("'", "").replace(", ", ",") for key, value in given.items()
+        )
         return f"| {words} | {f'`{told}`' if told else 'nothing'} |\n"
 
     head = "| {} | setting it needs |\n| --- | --- |\n"

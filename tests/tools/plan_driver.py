@@ -1,9 +1,7 @@
 """Prints what two updates take of a process's memory, and the plan of it.
 
-Run as a script, by one process or several, with the folder of an instructor; not imported.
+Run by one process or several, with the folder of an instructor.
 """
-
-import sys
 
 from distill.build import build, load_instructor
 from distill.cost.plan import memory
@@ -15,7 +13,8 @@ from instil.base.runs.accelerator import accelerator_for, finish
 from tests.tools.allocated import allocated
 
 
-def main(folder: str) -> None:
+def main(words: list[str]) -> None:
+    (folder,) = words
     accelerator = accelerator_for("no", (), "runs")
     processes = accelerator.num_processes
     for accumulation in (1, 4):
@@ -37,7 +36,3 @@ def main(folder: str) -> None:
         accelerator.wait_for_everyone()
         accelerator.free_memory()
     finish(accelerator)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

@@ -4,7 +4,6 @@ Run by one process or several.
 """
 
 import itertools
-import sys
 from pathlib import Path
 
 import torch
@@ -45,7 +44,8 @@ def adapted(instructor: Karras) -> Denoiser:
     return fake
 
 
-def main(out: Path) -> None:
+def main(words: list[str]) -> None:
+    out = Path(words[0])
     accelerator = Accelerator(cpu=True)
     settings = [(*each, False) for each in SETTINGS] + [(*each, True) for each in WITH_ADAPTERS]
     for kind, shared, accumulation, updates, lora in settings:
@@ -86,7 +86,3 @@ def main(out: Path) -> None:
             )
         accelerator.wait_for_everyone()
     finish(accelerator)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -1,4 +1,4 @@
-"""Images in files that anybody may have written: folders, zips, arrays, with limits on size."""
+"""Read folders, zips and arrays of images that we did not write, with limits on size."""
 
 import math
 import zipfile
@@ -15,9 +15,7 @@ from instil.base.data.pictures import Pictures, number_classes, open_packed
 from instil.base.errors import InstilError
 
 KINDS = ("images-idx3", "labels-idx1")
-
-
-MOST_UNPACKED = 1100  # bytes of a byte that is packed, by deflate
+MOST_UNPACKED = 1100  # bytes that deflate unpacks from one
 
 
 def load_path(path: Path, source: str) -> Images:
@@ -39,10 +37,10 @@ def load_path(path: Path, source: str) -> Images:
 
 
 def read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray[Any, Any]]:
-    """Some arrays of a `.npz`, those of `names` that it holds.
+    """Read those arrays of a `.npz` that are in `names`; nothing is unpickled.
 
     Raises:
-        InstilError: It is none, or an array declares more than the file has; nothing is unpickled.
+        InstilError: The file is not a `.npz`, or an array declares more than the file has.
     """
     found = {}
     try:

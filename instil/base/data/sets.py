@@ -8,7 +8,7 @@
                            mnist14:held-out is every fifth
     cifar10, cifar10:test  a local copy below $INSTIL_DATA, cifar10*train.zip and cifar10*test.zip
     cifar10:animals        its classes bird to horse; cifar10:vehicles is the rest
-    photos/                a folder of images, its sub-folders as classes; photos.zip likewise
+    photos/, photos.zip    a folder or zip of images, its sub-folders as classes
     photos.npz             arrays `images` (N, H, W[, C]) uint8 and, with classes, `labels` (N,)
 
 Everything is uint8 in memory and float32 in [-1, 1] in a network.
