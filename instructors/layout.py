@@ -2,7 +2,7 @@
 
 import copy
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -36,8 +36,10 @@ def has_folder(denoiser: Denoiser) -> TypeGuard[Adapter]:
 
 
 def side_of(denoiser: Denoiser) -> int | None:
-    """Height and width of a sample, where the network's configuration names none."""
-    return denoiser.shape[-1] if has_folder(denoiser) and denoiser.family.side else None
+    """Height and width of a sample, where the network's configuration says another or none."""
+    named = getattr(getattr(denoiser.network, "config", None), "sample_size", None)
+    latent = has_folder(denoiser) and denoiser.family.latent
+    return denoiser.shape[-1] if latent and named != denoiser.shape[-1] else None
 
 
 def read_index(denoiser: Denoiser, folder: Path | None) -> dict[str, Any]:
@@ -90,7 +92,7 @@ def pipeline_of(
 
 
 @contextmanager
-def _no_bars() -> Iterator[None]:
+def _no_bars() -> Generator[None]:
     """Diffusers loads in silence."""
     from diffusers.utils import logging
 
@@ -137,7 +139,10 @@ def rehearse(denoiser: Denoiser, sigma: float, folder: Path | None) -> None:
             again = load(scratch, side_of(denoiser), weights=False).denoiser
         except InstilError as error:
             reason = str(error).removeprefix(f"{scratch}: ")
-            raise InstilError(f"export: the student could not be loaded again ({reason})") from None
+            raise InstilError(
+                f"export: the student could not be loaded again ({reason}); choose another "
+                "instructor"
+            ) from None
         _compare(denoiser, again)
         if pipeline and not denoiser.family.latent:
             _draw(denoiser, again.network, sigma, where)

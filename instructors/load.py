@@ -57,8 +57,8 @@ def load(source: str, side: int | None = None, weights: bool = True) -> Instruct
             schedule = scheduler.get("_class_name")
             raise InstilError(f"{name} with {fault} under {schedule} is not supported")
         network = read_model(where, family.name, weights, family.library)
-        if side and "sample_size" in network.config:
-            network.register_to_config(sample_size=side)  # which students inherit
+        if side and not family.latent:
+            network.register_to_config(sample_size=side)  # which diffusers' pipelines read
         shape = _shape(family, network.config, side)
         denoiser = adapt(adapter, scheduler, network, shape, family.classes(network.config))
         codec = _codec(family, denoiser, folder, weights)

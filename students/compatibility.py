@@ -117,9 +117,10 @@ def check_saved(
     device = next(student.parameters()).device
     draws = Draws.of_range(0, 0, 0, COMPARED, device)
     condition = (prior or labels(student.classes)).to(device).at(draws.index)
-    copy, training = load_folder(folder, factory).to(device), student.training
+    copy, modes = load_folder(folder, factory).to(device), [m.training for m in student.modules()]
     images, again = (each(each.prior(draws), condition) for each in (student.eval(), copy))
-    student.train(training)
+    for module, mode in zip(student.modules(), modes, strict=True):
+        module.training = mode
     apart = ((again - images).abs().max() / images.abs().max().clamp(min=1)).item()
     coarsest = max(torch.finfo(p.dtype).eps for p in copy.parameters() if p.is_floating_point())
     if not apart <= max(MOST_APART, 32 * coarsest):

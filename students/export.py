@@ -166,10 +166,11 @@ def _arguments(student: OneStep | FewStep) -> dict[str, str]:
     """The arguments of the pipeline's call, as code: before and after the number of steps."""
     denoiser: Any = student.denoiser
     further = denoiser.call_arguments(_levels(student)[0])
-    if side := side_of(denoiser):
-        further = f", height={8 * side}, width={8 * side}{further}"  # of latents, 8 pixels each
     if denoiser.text:
         guidance = "" if "guidance" in denoiser.text else ", guidance_scale=1.0"
+        if side := side_of(denoiser):
+            pixels = side * (32 if "AutoencoderDC" in denoiser.family.autoencoders else 8)
+            guidance += f", height={pixels}, width={pixels}"
         return {"arguments": '"a photograph of a fox", ', "further": guidance + further}
     if denoiser.family.latent:
         labels = f"class_labels=[k % {student.classes} for k in range(16)], "

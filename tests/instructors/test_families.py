@@ -70,12 +70,13 @@ def test_inspect_says_what_it_is(kind, tiny_pipeline, tmp_path, capsys):
     assert adapter in capsys.readouterr().out
 
 
-def test_a_flux_without_guidance_has_no_null_condition(tiny_pipeline, tmp_path):
+def test_a_flux_without_guidance_has_no_null_condition(tiny_pipeline, tmp_path, capsys):
     guided = FluxTransformer2DModel.load_config(tiny_pipeline("flux") / "transformer")
     network = FluxTransformer2DModel.from_config(guided | {"guidance_embeds": False})
     network.save_pretrained(tmp_path)
     FlowMatchEulerDiscreteScheduler().save_pretrained(tmp_path)
-    assert main(["inspect", str(tmp_path), "--json", str(tmp_path / "facts.json")]) == 0
+    assert main(["inspect", str(tmp_path), "--json", str(tmp_path / "facts.json")]) == 2
+    assert "expected an instructor with a model_index.json" in capsys.readouterr().err
     facts = json.loads((tmp_path / "facts.json").read_text())
     assert facts["conditions"] == ["text", "pooled"]
     assert facts["null_condition"] == "none"

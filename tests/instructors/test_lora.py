@@ -25,6 +25,7 @@ from instructors.lora import Lora
 from instructors.low_rank import adapters, merged
 from instructors.prepare import prepare
 from instructors.training.denoising import denoising_loss
+from students.compatibility import check_saved
 from students.export import export
 from students.few_step import FewStep
 from students.load import load as load_student
@@ -293,6 +294,7 @@ def test_diffusers_loads_the_adapters_of_a_student(kind, tiny_pipeline, tmp_path
     denoiser = adapted(instructor.denoiser, size=0.2)
     student = OneStep(denoiser, 50.0 if flow else 2.5)
     export(student, tmp_path / "student", CARD, folder)
+    check_saved(student, tmp_path / "student")
     readme = (tmp_path / "student" / "README.md").read_text()
     assert 'pipeline.load_lora_weights("student")' in readme
     pipeline = DiffusionPipeline.from_pretrained(folder)
@@ -326,6 +328,7 @@ def test_few_steps_are_exported_with_their_first_level(tiny_pipeline, tmp_path):
     asked = Conditioning(prompts=str(tmp_path / "prompts.txt"))
     student = FewStep(adapted(prepare(str(folder), asked).denoiser), [2.5, 0.6])
     export(student, tmp_path / "student", CARD, folder)
+    check_saved(student, tmp_path / "student")
     names = {path.name for path in (tmp_path / "student").iterdir()}
     assert names == {"pytorch_lora_weights.safetensors", "scheduler", "student.json", "README.md"}
 
@@ -338,6 +341,7 @@ def test_adapters_that_no_pipeline_loads_are_merged(kind, tiny_pipeline, tmp_pat
     instructor = prepare(str(folder), asked)
     student = OneStep(adapted(instructor.denoiser), 2.5)
     export(student, tmp_path / "student", CARD, folder)
+    check_saved(student, tmp_path / "student", instructor.prior)
     again = load_student(Source(weights=str(tmp_path / "student")))
     latent, wanted = (torch.randn(3, *student.shape),), instructor.prior.at(torch.arange(3))
     with torch.no_grad():
