@@ -154,6 +154,7 @@ def _sample(arguments: argparse.Namespace) -> dict[str, Any]:
     from instil.base.data import to_uint8
     from instil.base.runs.pictures import save_picture, sheet
     from students.compatibility import check_range
+    from students.gan.generator import GAN
     from students.load import load
 
     student = load(_source(arguments))
@@ -162,7 +163,8 @@ def _sample(arguments: argparse.Namespace) -> dict[str, Any]:
             f"{arguments.weights}: makes {student.shape}, which is no picture; say the shape of "
             "one image, such as shape=[1,28,28]"
         )
-    check_range(student.sample(range(64)), arguments.weights)
+    if isinstance(student, GAN):
+        check_range(student.sample(range(64)), arguments.weights)
     images = torch.cat(
         [
             to_uint8(student.sample(seeds[k : k + BATCH], labels and labels[k : k + BATCH]))

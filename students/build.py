@@ -15,14 +15,14 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def build(make: Callable[[], M], tensors: Mapping[str, Tensor], source: str) -> M:
-    """A network that a file describes, with weights of its own.
+    """Build a network that a file describes, with initial weights.
 
-    It is built without memory first, since the file may not hold the numbers that it speaks of.
+    It is built without memory first, since the file may describe more numbers than it holds.
 
     Args:
-        make: Builds it.
-        tensors: What the file does hold.
-        source: For the message.
+        make: The constructor with its arguments.
+        tensors: The tensors in the file.
+        source: Name of the file, for messages.
 
     Raises:
         InstilError: It cannot be built, or is larger than the file's tensors can fill.

@@ -33,16 +33,16 @@ class CouplingFlow(Student, Pretrained):
 
     Args:
         shape: One sample without the batch axis; flattened inside.
-        kind: What a layer does to a coordinate: `additive` shifts it (NICE), `affine` scales and
-            shifts it (RealNVP), `spline` is a monotone rational-quadratic spline on [-5, 5] and
-            the identity outside.
+        kind: The map of one coordinate in a layer: `additive` shifts it (NICE), `affine` scales
+            and shifts it (RealNVP), `spline` is a monotone rational-quadratic spline on [-5, 5]
+            and the identity outside.
         classes: Number of class labels; 0 for none.
         context: Length of the vector `context` in the condition; 0 for none.
         embedding: Widths of a network it passes first, the last being the length of what the
             layers see: an embedding that two tasks may share. Empty takes it as it is.
         transforms: Coupling layers; neighbours change complementary halves.
         hidden: Widths of the hidden layers of each network; none makes it linear.
-        bins: Of a spline.
+        bins: Number of bins of a spline.
         spread: Standard deviation the student is started at; `fit` takes the data's.
 
     Raises:
@@ -107,7 +107,7 @@ class CouplingFlow(Student, Pretrained):
         """(B,) log-density at x (B, *shape), in nats; exact.
 
         Raises:
-            ValueError: What the condition should hold is missing, or it holds more.
+            ValueError: The condition lacks a label or a context, or holds an unexpected one.
         """
         flat = (x.flatten(1) - self.center) / self.log_spread.exp()
         return self.flow(self._given(condition, flat)).log_prob(flat) - self.log_spread.sum()
@@ -142,13 +142,13 @@ def fit(
     Args:
         flow: Trained in place.
         samples: (N, *shape), data units.
-        condition: Of each sample.
+        condition: The condition of each sample.
         steps: Updates.
         batch: Samples per update, drawn with replacement; all of them from N on.
         optimizer: And its schedule.
         sigma: Fit the law of samples + sigma * noise instead. Images need some: coordinates that
             never change, or take few values, have no density.
-        seed: Of rows and noise.
+        seed: Seed of rows and noise.
         stopping: Which samples decide when to stop; None trains on all to the end.
         anchor: A penalty () on the weights, added to the mean loss.
 
@@ -184,8 +184,8 @@ def fit(
         count = len(seen)
         for step in range(steps):
             draws = Draws.of_range(seed, step, 0, min(batch, count), device)
-            found = loss(seen[draws.integers("row", count)] if batch < count else seen, draws)
-            (found if anchor is None else found + anchor()).backward()
+            nats = loss(seen[draws.integers("row", count)] if batch < count else seen, draws)
+            (nats if anchor is None else nats + anchor()).backward()
             optimizer.update(adam, step, steps)
             yield
 
@@ -194,10 +194,10 @@ def fit(
     else:
         for _ in updates():
             pass
-    found = final(everything)
-    if not math.isfinite(found):
-        raise FloatingPointError(f"the flow's likelihood is {found}; try a lower learning rate")
-    return found
+    nats = final(everything)
+    if not math.isfinite(nats):
+        raise FloatingPointError(f"the flow's likelihood is {nats}; try a lower learning rate")
+    return nats
 
 
 def _check(flow: CouplingFlow, samples: Tensor, sigma: float) -> None:

@@ -58,8 +58,8 @@ def load(source: Source) -> Student:
     """Load a generator, all of its weights or an error, in eval mode.
 
     Raises:
-        InstilError: Nothing there, the file or its weights are not this generator's, a value is not
-            finite, or the factory cannot make it.
+        InstilError: There is no such file, its tensors do not fit the generator, a value is not
+            finite, or the factory fails.
     """
     path = _locate(source)
     if is_dir(path):
@@ -68,12 +68,12 @@ def load(source: Source) -> Student:
     load_weights(core(student), tensors, source.weights)
     if reading.place not in ("", source.key) or reading.beside:
         beside = f", without {len(reading.beside)} others" if reading.beside else ""
-        note(f"{source.weights}: read as key={reading.place}{beside}")
+        note(f"{source.weights}: read as key={reading.place!r}{beside}")
     return student.eval()
 
 
 def inspect(source: Source) -> dict[str, Any]:
-    """What a file holds beside what its generator expects; nothing needs to fit.
+    """Compare a file's tensors with those its generator expects; nothing needs to fit.
 
     Returns:
         `kind`, `shape`, `classes`, `latent` and `parameters` of the generator, `call` of a network
@@ -159,7 +159,7 @@ def _read(source: Source, path: Path) -> tuple[Student, Reading, dict[str, Tenso
 
 
 def _made(source: Source, factory: str) -> Student:
-    """What a factory makes, a student or a network to wrap as one."""
+    """Call a factory; a network that is no student is wrapped as one."""
     network = make(factory, source.arguments)
     if isinstance(network, Student):
         return network

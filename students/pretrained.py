@@ -33,7 +33,7 @@ class Pretrained(PyTorchModelHubMixin):
         return self
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        """What `save_pretrained` calls."""
+        """Write weights and configuration; `save_pretrained` calls it."""
         write_tensors(save_directory / WEIGHTS, self.core().state_dict())
         arguments: Any = self._hub_mixin_config
         config = {"student": type(self).__name__} | arguments
@@ -57,7 +57,7 @@ class Pretrained(PyTorchModelHubMixin):
     def _from_pretrained(
         cls, *, model_id: str, map_location: str = "cpu", **arguments: Any
     ) -> Self:
-        """What `from_pretrained` calls, with the contents of `config.json` among the arguments.
+        """Load from a folder or the hub; `from_pretrained` calls it.
 
         Raises:
             InstilError: The configuration is incomplete, or the weights are not this student's.

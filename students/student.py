@@ -38,7 +38,7 @@ class Student(nn.Module, ABC):
         """Map latents to samples (B, *shape) in [-1, 1]; not clamped, which would cut gradients."""
 
     def train(self, mode: bool = True) -> Self:
-        """As torch's, but dropout stays off, since it draws random numbers."""
+        """Set training or eval mode; dropout stays off, since it draws random numbers."""
         super().train(mode)
         for module in self.modules():
             if isinstance(module, nn.modules.dropout._DropoutNd):
@@ -47,7 +47,7 @@ class Student(nn.Module, ABC):
 
     @torch.no_grad()
     def sample(self, seeds: Sequence[int], labels: Sequence[int] | None = None) -> Tensor:
-        """Samples by seed: number k is a function of seed k and label k alone.
+        """Draw samples by seed: number k is a function of seed k and label k alone.
 
         Args:
             seeds: One per sample, from 0 on.
@@ -81,7 +81,7 @@ class Student(nn.Module, ABC):
 
 
 def one_hot(condition: Condition, classes: int, like: Tensor) -> Tensor:
-    """The labels of a condition as (B, classes) zeros and ones, with the rows of `like` (B, …).
+    """Labels of a condition as (B, classes) zeros and ones in the dtype of `like` (B, …).
 
     Raises:
         ValueError: A label is missing or not expected.

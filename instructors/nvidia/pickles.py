@@ -152,16 +152,22 @@ def _read_archive(path: Path, foreign: set[str]) -> Any:
         members = {"/".join(e.filename.split("/")[1:]): e for e in archive.infolist()}
         if "constants.pkl" in members:
             raise RefusedError("it is a TorchScript program, of which the state_dict() is needed")
-        if archive.read(members["byteorder"]) != b"little" if "byteorder" in members else False:
+        order = members.get("byteorder")
+        if order and (order.file_size > 6 or archive.read(order) != b"little"):
             raise RefusedError("its numbers are of a foreign byte order")
         read: dict[str, Tensor] = {}
+        room = path.stat().st_size
 
         def storage(values: Any) -> Tensor:
+            nonlocal room
             kind, key, count = _storage_id(values)
             if key not in read:
                 dtype, member = STORAGES[_of(_Global, kind).name], members[f"data/{key}"]
                 if member.compress_type or member.file_size != count * dtype.itemsize:
                     raise ValueError(f"a tensor of {count} numbers in {member.file_size} bytes")
+                room -= member.file_size
+                if room < 0:
+                    raise ValueError("tensors of more bytes than it has")
                 data = bytearray(archive.read(member))
                 read[key] = (
                     torch.frombuffer(data, dtype=dtype) if data else torch.empty(0).to(dtype)
@@ -401,7 +407,7 @@ def _global(module: str, name: str, foreign: set[str] | None = None) -> _Global:
         return _Global(full, lambda: Node(name))
     if module == "torch" and name in STORAGES:
         return _Global(name, _not_called)
-    if foreign is not None:
+    if foreign is not None and full.replace(".", "_").isidentifier():  # a message will name it
         foreign.add(full)
         return _Global(full, lambda *_: Node(name))
     raise RefusedError(f"it asks for the global {full}")

@@ -137,7 +137,7 @@ def train(
     Args:
         state: Changed in place.
         images: The training set; rows are drawn with replacement.
-        recipe: What to do.
+        recipe: The recipe.
         accelerator: The only distributed engine.
 
     Yields:
@@ -164,8 +164,8 @@ def train(
             (gradient,) = torch.autograd.grad(generator_loss, leaf)
             both = Condition.cat([real_label, label]) if classes else UNCONDITIONAL
             logits = adversary(torch.cat([real, sample.detach()]), both)
-        found, made = logits.float().chunk(2)
-        loss = softplus(-found) + softplus(made) + recipe.r1 / 2 * r1(found, real)
+        on_real, on_fake = logits.float().chunk(2)
+        loss = softplus(-on_real) + softplus(on_fake) + recipe.r1 / 2 * r1(on_real, real)
         accelerator.backward(sample, gradient=gradient)
         accelerator.backward(loss.mean())
         norm = recipe.optimizer.update(state.optimizer, state.step, recipe.steps)
