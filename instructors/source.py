@@ -71,8 +71,8 @@ def _shorthand(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     # Recipes below give a name, which a mapping over it makes a `kind`.
-    options = {key: option for key, option in value.items() if key != "kind"}
-    return str(Source(**{"source": value.get("kind")} | options))
+    options: dict[str, Any] = {"source": value.get("kind"), **value}
+    return str(Source(**{key: options[key] for key in options if key != "kind"}))
 
 
 # The shorthand of a source; a mapping of its attributes is written as one.
