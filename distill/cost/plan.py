@@ -12,8 +12,7 @@ from distill.trainer import micro_batch
 from instil.base.errors import InstilError
 from instil.base.optimizer import trained
 
-# A backward pass through weights and activations counts as two forwards, one through activations
-# alone as one.
+# Forward-equivalents; a full backward pass goes through weights and activations.
 FORWARD, BACKWARD, ACTIVATIONS = 1, 2, 1
 UNITS = {"MB": 10**6, "MiB": 2**20, "GB": 10**9, "GiB": 2**30}
 
@@ -48,7 +47,7 @@ def plan(
     Args:
         recipe: The run's recipe.
         processes: The number of processes, one per device.
-        speed: Measured images per second of one process; all are supposed to keep it.
+        speed: Measured images per second of one process, taken as the speed of each.
         images: The number of images the hours are for; None for the recipe's own.
 
     Returns:
@@ -94,7 +93,7 @@ def memory(recipe: Recipe, processes: int, rehearsal: Rehearsal) -> dict[str, An
     return {"peak": peak, "fixed": peak - slope * images, "per_image": slope, "parts": parts}
 
 
-def fit_memory(recipe: Recipe, processes: int, rehearsal: Rehearsal | None = None) -> Recipe:
+def fit_memory(recipe: Recipe, processes: int, rehearsal: Rehearsal) -> Recipe:
     """The recipe with the fewest micro-batches that fit `train.memory`; the same where it is unset.
 
     Raises:
@@ -102,7 +101,6 @@ def fit_memory(recipe: Recipe, processes: int, rehearsal: Rehearsal | None = Non
     """
     if recipe.train.memory is None:
         return recipe
-    rehearsal = rehearsal or Rehearsal(recipe)
     images = micro_batch(_split(recipe, 1), processes)
     limit = _bytes(recipe.train.memory)
     parts = [number for number in range(2, images + 1) if images % number == 0]

@@ -95,6 +95,7 @@ LEFT_OUT = {
     "PixArt-alpha/": "a download",
     "Efficient-Large-Model/": "a download",
     "--model ID": "a download",
+    "--images samples/": "a download",
     "cifar10-train": "a download",
     "cifar10:test": "a download",
     "benchmarks": "hours",
