@@ -64,7 +64,8 @@ def main(argv: list[str] | None = None) -> int:
     sample.set_defaults(run=_sample)
 
     arguments = parser.parse_args(argv)
-    arguments.typed = argv if argv is not None else sys.argv[1:]
+    words = argv if argv is not None else sys.argv[1:]
+    arguments.typed = f"python -m students {shlex.join(words)}"
     check_output("--json", arguments.json)
     facts = arguments.run(arguments)
     if arguments.json:
@@ -95,8 +96,7 @@ def _train(arguments: argparse.Namespace) -> dict[str, Any]:
     recipe = asked_recipe(arguments, TrainRecipe, partial(layers, folder=RECIPES))
     if recipe is None:
         return {}
-    told = f"python -m students {shlex.join(arguments.typed)}"
-    folder = run_training(recipe, arguments.resume, told)
+    folder = run_training(recipe, arguments.resume, arguments.typed)
     note(f"student: {folder}")
     return {"student": str(folder)}
 
@@ -124,8 +124,7 @@ def _convert(arguments: argparse.Namespace) -> dict[str, Any]:
     student = load(source)
     if not isinstance(student, StyleGAN2):
         raise InstilError(f"{source.weights}: is made by a factory, so there is nothing to convert")
-    told = f"python -m students {shlex.join(arguments.typed)}"
-    save(student, folder, CONVERTED.format(name=folder.name, command=told))
+    save(student, folder, CONVERTED.format(name=folder.name, command=arguments.typed))
     note(f"student: {folder}")
     return {"student": str(folder)}
 

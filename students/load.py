@@ -9,13 +9,12 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 import instructors.load
-from instil.base.checkpoint import read_tensors
+from instil.base.checkpoint import match, read_tensors
 from instil.base.config import Config, validate
 from instil.base.draws import Draws
 from instil.base.errors import InstilError, first_of
 from instil.base.runs.monitor import note
 from instil.base.untrusted import is_dir, is_file, read_json
-from instructors.denoiser import Denoiser
 from instructors.nvidia import pickles
 from students.build import build
 from students.coupling_flow import CouplingFlow
@@ -29,7 +28,7 @@ from students.one_step import OneStep
 from students.pretrained import CONFIG, Pretrained
 from students.source import Call, Source
 from students.student import Student
-from students.weights import Reading, find_weights, load_weights, match
+from students.weights import Reading, find_weights, load_weights
 
 ZOO = Path(str(files("students") / "zoo"))
 KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (StyleGAN2, CouplingFlow, GAN)}
@@ -205,7 +204,10 @@ def load_folder(folder: Path, factory: str | None) -> Student:
     if (folder / LEVELS).exists():
         reading = validate(Read, read_json(folder / LEVELS))
         if (folder / DENOISER).exists():
-            denoiser = _own_denoiser(folder, reading.factory, factory)
+            trusted = _trusted(folder, reading.factory, factory)
+            denoiser = instructors.load.load(trusted).denoiser
+            weights = read_tensors(folder / DENOISER)
+            load_weights(denoiser, weights, str(folder / DENOISER))
         else:
             denoiser = instructors.load.load(str(folder), reading.side).denoiser
         first, *others = reading.sigmas
@@ -220,21 +222,14 @@ def load_folder(folder: Path, factory: str | None) -> Student:
         raise InstilError(f"{folder / CONFIG}: does not name a student, one of {', '.join(KINDS)}")
     if kind is not GAN:
         return kind.from_pretrained(folder)
-    if factory is None:
-        raise InstilError(
-            f"{folder}: made by {config.get('factory')}; if you trust that code, give it as "
-            f"factory={config.get('factory')}"
-        )
-    return GAN.from_pretrained(folder, factory=factory)
+    return GAN.from_pretrained(folder, factory=_trusted(folder, config.get("factory"), factory))
 
 
-def _own_denoiser(folder: Path, named: str | None, factory: str | None) -> Denoiser:
-    """The denoiser of a network that the user's factory makes, with a folder's weights."""
+def _trusted(folder: Path, named: Any, factory: str | None) -> str:
+    """The factory that the user gives: a folder may name code, but not have it run."""
     if factory is None:
         raise InstilError(
             f"{folder}: made by {named or 'code of your own'}; if you trust that code, give it as "
             f"factory={named or 'package.module:callable'}"
         )
-    denoiser = instructors.load.load(factory).denoiser
-    load_weights(denoiser, read_tensors(folder / DENOISER), str(folder / DENOISER))
-    return denoiser
+    return factory

@@ -8,32 +8,12 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from instil.base.checkpoint import compare
+from instil.base.checkpoint import compare, match
 from instil.base.errors import InstilError, first_of
 
 # What DataParallel and torch.compile put into the names of the modules they wrap.
 WRAPPERS = re.compile(r"(?:(?<=^)|(?<=\.))(module|_orig_mod)\.")
 COUNTER = "num_batches_tracked"  # of batch normalisation; files before torch 0.4.1 have none
-
-
-def match(held: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, list[str]]:
-    """Sort the names of a file's tensors and of those a module expects.
-
-    Returns:
-        `matched` of one shape and dtype, `differing` in one of them, `missing` in the file, and
-        `unexpected` by the module.
-    """
-    same = {
-        name: (held[name].shape, held[name].dtype) == (tensor.shape, tensor.dtype)
-        for name, tensor in expected.items()
-        if name in held
-    }
-    return {
-        "matched": [name for name, equal in same.items() if equal],
-        "differing": [name for name, equal in same.items() if not equal],
-        "missing": [name for name in expected if name not in held],
-        "unexpected": [name for name in held if name not in expected],
-    }
 
 
 class Reading(NamedTuple):

@@ -150,21 +150,37 @@ def write_tensors(
         save_file(copies, partial, metadata={"format": "pt", **(metadata or {})})
 
 
+def match(held: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """Sort the names of a file's tensors and of those a module expects.
+
+    Returns:
+        `matched` of one shape and dtype, `differing` in one of them, `missing` in the file, and
+        `unexpected` by the module.
+    """
+    same = {
+        name: (held[name].shape, held[name].dtype) == (tensor.shape, tensor.dtype)
+        for name, tensor in expected.items()
+        if name in held
+    }
+    return {
+        "matched": [name for name, equal in same.items() if equal],
+        "differing": [name for name, equal in same.items() if not equal],
+        "missing": [name for name in expected if name not in held],
+        "unexpected": [name for name in held if name not in expected],
+    }
+
+
 def compare(source: str, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     """Refuse tensors that are not exactly the expected ones.
 
     Raises:
         InstilError: Names, shapes or dtypes differ; the message lists the first few.
     """
-    faults = [f"missing {name}" for name in expected if name not in found]
-    faults += [f"unexpected {name}" for name in found if name not in expected]
-    for name in (name for name in expected if name in found):
-        got, want = found[name], expected[name]
-        if got.shape != want.shape or got.dtype != want.dtype:
-            faults.append(
-                f"{name} is {got.dtype} {tuple(got.shape)}, "
-                f"expected {want.dtype} {tuple(want.shape)}"
-            )
+    names = match(found, expected)
+    faults = [f"{kind} {name}" for kind in ("missing", "unexpected") for name in names[kind]]
+    for name in names["differing"]:
+        got, want = (f"{held[name].dtype} {tuple(held[name].shape)}" for held in (found, expected))
+        faults.append(f"{name} is {got}, expected {want}")
     if faults:
         more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise InstilError(f"{source}: holds other weights: {'; '.join(faults[:5])}{more}")

@@ -22,13 +22,14 @@ from distill.build import full_copy
 from distill.recipe import Method
 from distill.trainer import State, train
 from instil.base.average import Average
+from instil.base.checkpoint import match
 from instil.base.draws import Draws
 from instil.base.errors import InstilError
 from instructors.adapters.karras import Karras
 from instructors.denoiser import class_labels
 from students.gan.modulation import convolve, modulated_conv2d, upfirdn2d
 from students.gan.stylegan2 import StyleGAN2
-from students.weights import load_weights, match
+from students.weights import load_weights
 
 GOLDEN = sorted((Path(__file__).parents[1] / "golden" / "stylegan2").glob("*.safetensors"))
 TAPS = torch.outer(*2 * [torch.tensor([1.0, 3.0, 3.0, 1.0]).double() / 8])
