@@ -183,8 +183,8 @@ def _file(name: str) -> str:
     if path.name == "model_index.json":
         return f"name its folder, {path.parent}"
     return _tensors(path) or (
-        "a single file of weights says nothing of network and schedule; `python -m instructors "
-        "convert FILE --config DIR --out DIR` makes a folder of a Stable Diffusion checkpoint"
+        "a single file of weights says nothing of network and schedule; write a folder of it by "
+        "StableDiffusionPipeline.from_single_file(FILE).save_pretrained(DIR) of diffusers"
     )
 
 
