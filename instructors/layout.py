@@ -165,6 +165,8 @@ def _compare(denoiser: Adapter, again: Denoiser) -> None:
 
 def _facts(denoiser: Denoiser) -> dict[str, Any]:
     facts = {key: getattr(denoiser, key) for key in FACTS}
+    if "label" in denoiser.null_names:  # the label without a class, which a recipe may have named
+        facts["classes"] += 1
     return facts | {key: tuple(value.shape) for key, value in denoiser.state_dict().items()}
 
 
