@@ -51,7 +51,7 @@ def load(source: str, side: int | None = None, weights: bool = True) -> Instruct
         )
     scheduler = scheduler_config(source, folder)
     try:
-        adapter = adapter_of(scheduler, config)
+        adapter = adapter_of(scheduler)
         fault = family.fault({k: v for k, v in config.items() if k not in adapter.understood})
         if fault:
             schedule = scheduler.get("_class_name")
