@@ -7,32 +7,60 @@
 #   NUM_PROCESSES=2 ./launch.sh digits                    several processes, on CPUs or GPUs
 #   PYTHON=python3.12 ./launch.sh                         another Python (3.11 or newer)
 #
-# An active environment that has the package is used; otherwise .venv is made here, once.
+# An active environment that has the package is used; otherwise .venv is made beside this file, by uv
+# where that is installed. accelerate's own configuration file, where there is one, starts the run.
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # called as `sh launch.sh`
 set -euo pipefail
-cd "$(dirname "$0")"
+root="$(cd "$(dirname "$(readlink -f "$0")")" && pwd)"
 
 if [ "${1:-}" = test ]; then extras="[dev]" needs=pytest; else extras="" needs=accelerate; fi
 
-active="${VIRTUAL_ENV:-${CONDA_PREFIX:-}}"
-if [ -z "$active" ] || ! "$active/bin/python" -c "import $needs, importlib.metadata as m; m.version('instil')" 2>/dev/null; then
-    active="$PWD/.venv"
-    if [ ! -x "$active/bin/python" ]; then
-        python="${PYTHON:-python3}"
-        "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
-            { echo "error: $python is older than 3.11; set PYTHON to a newer one" >&2; exit 2; }
-        echo "making $active and installing; torch is large, this takes minutes, once" >&2
-        "$python" -m venv "$active"
+has_package() {
+    "$active/bin/python" -c "import importlib.metadata as m, importlib.util as u, sys
+m.version('instil'); sys.exit(u.find_spec('$needs') is None)" 2>/dev/null
+}
+uv_is_here() { command -v uv >/dev/null; }
+
+make_environment() { # a new one, or again where making it was interrupted
+    local python="${PYTHON:-python3}"
+    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+        { echo "error: $python is older than 3.11; set PYTHON to a newer one" >&2; exit 2; }
+    echo "making $active and installing; torch is large, this takes minutes, once" >&2
+    rm -rf "$active"
+    if uv_is_here; then uv venv --quiet --python "$python" "$active"; else "$python" -m venv "$active"; fi
+}
+
+install() {
+    if uv_is_here; then
+        uv pip install --quiet --python "$active/bin/python" --editable "$root$extras"
+    else
+        "$active/bin/python" -m pip install --quiet --editable "$root$extras"
     fi
+}
+
+active="${VIRTUAL_ENV:-${CONDA_PREFIX:-}}"
+if [ -z "$active" ] || ! has_package; then
+    active="$root/.venv"
+    { "$active/bin/python" -c "" && { uv_is_here || "$active/bin/python" -m pip --version; }; } \
+        >/dev/null 2>&1 || make_environment
     stamp="$active/installed$extras"
-    if [ setup.cfg -nt "$stamp" ]; then
-        "$active/bin/python" -m pip install --quiet --editable ".$extras"
-        touch "$stamp"
+    if [ "$root/setup.cfg" -nt "$stamp" ]; then
+        if install; then
+            touch "$stamp"
+        elif has_package; then
+            echo "$active is older than setup.cfg and could not be renewed; it is used as it is" >&2
+        else
+            echo "error: $active could not be filled; the same command tries again" >&2
+            exit 2
+        fi
     fi
 fi
-export PATH="$active/bin:$PATH"
+# The packages are found here from any folder, and after this one was moved.
+export PATH="$active/bin:$PATH" PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 
 if [ "${1:-}" = test ]; then
     shift
+    cd "$root"
     chosen="not slow"
     if [ "${1:-}" = --all ]; then shift; chosen=""; fi
     # One thread: tests work on tiny tensors, and two processes would fight over the cores.
@@ -40,16 +68,16 @@ if [ "${1:-}" = test ]; then
     exec python -m pytest --numprocesses auto --dist worksteal -m "$chosen" "$@"
 fi
 
-# An error inside `accelerate launch` ends in its traceback, so faults are looked for first.
-python -m distill --check "$@" >/dev/null
-
-processes="${NUM_PROCESSES:-1}"
-if [ "$processes" -gt 1 ] && ! python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
-    # `accelerate launch --cpu` starts one process whatever it is told; torchrun starts them all.
-    export ACCELERATE_USE_CPU=true OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-    exec torchrun --standalone --nproc_per_node "$processes" -m distill "$@"
+configuration="${HF_HOME:-${XDG_CACHE_HOME:-$HOME/.cache}/huggingface}/accelerate/default_config"
+if [ -f "$configuration.yaml" ] || [ -f "$configuration.json" ]; then
+    start=(accelerate.commands.launch ${NUM_PROCESSES:+--num_processes "$NUM_PROCESSES"})
+elif [ "${NUM_PROCESSES:-1}" -gt 1 ]; then
+    start=(torch.distributed.run --standalone --nproc_per_node "$NUM_PROCESSES")
+else
+    cores="$(getconf _NPROCESSORS_ONLN)" # small networks gain nothing from more than a few
+    export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((cores < 4 ? cores : 4))}"
+    exec python -m distill "$@"
 fi
-cores="$(getconf _NPROCESSORS_ONLN)" # small networks gain nothing from more than a few
-exec accelerate launch --num_processes "$processes" --num_machines 1 --mixed_precision no \
-    --dynamo_backend no --num_cpu_threads_per_process "${OMP_NUM_THREADS:-$((cores < 4 ? cores : 4))}" \
-    -m distill "$@"
+# An error inside a launcher ends in its traceback, so faults are looked for first.
+python -m distill --check "$@" >/dev/null
+exec python -m "${start[@]}" -m distill "$@"

@@ -1,8 +1,11 @@
 """Builds the networks of a run from its recipe: instructor, student, fake score."""
 
 import copy
+from dataclasses import replace
+from typing import TypeVar
 
 import torch
+from torch import nn
 
 from distill.cost.memory import halve_frozen, recompute_activations
 from distill.recipe import FewStep as FewStepRecipe
@@ -22,6 +25,8 @@ from students.few_step import FewStep
 from students.load import load as load_student
 from students.one_step import OneStep
 from students.student import Student
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def load_instructor(
@@ -44,6 +49,8 @@ def load_instructor(
     source = recipe.instructor if instructor is None else instructor
     if isinstance(source, Denoiser):
         source = Instructor.of(source, recipe.instructor)
+    if isinstance(source, Instructor) and not weights:
+        source = replace(source, denoiser=_blank(source.denoiser), codec=_blank(source.codec))
     prepared = prepare(source, recipe.conditioning, recipe.blend, recipe.side, device, weights)
     if recipe.evaluation.clip and not prepared.prior.prompts:
         raise InstilError("evaluation.clip: this instructor has no prompts; leave it out")
@@ -54,6 +61,12 @@ def load_instructor(
             "vae/ beside the network; expected a whole pipeline"
         )
     return prepared
+
+
+def _blank(module: M) -> M:
+    """A copy of a module whose parameters are on the meta device."""
+    parameters = {id(p): nn.Parameter(p.to("meta"), p.requires_grad) for p in module.parameters()}
+    return copy.deepcopy(module, parameters)
 
 
 def build(
@@ -100,7 +113,7 @@ def build_networks(
         if recipe.train.frozen == "bf16":
             halve_frozen(module)
         if recipe.train.checkpointing:
-            recompute_activations(module)
+            recompute_activations(module)  # so does `train`; a network that cannot is refused here
     rehearse(student, instructor.card.folder)
     return student, fake
 

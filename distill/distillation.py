@@ -8,6 +8,7 @@ from typing import Any
 
 from distill.build import build, load_instructor
 from distill.cost.plan import fit_memory, forwards_per_update
+from distill.cost.rehearsal import Rehearsal
 from distill.recipe import FewStep, OneStep, Recipe
 from distill.trainer import Report, micro_batch, train
 from distill.watch.curves import run_curves
@@ -73,7 +74,9 @@ class Distillation:
         accelerator = accelerator_for(recipe.train.precision, recipe.trackers, recipe.output)
         device, main = accelerator.device, accelerator.is_main_process
         recipe = recipe.replace(train=recipe.train.replace(precision=accelerator.mixed_precision))
-        recipe = on_main(lambda: fit_memory(recipe, accelerator.num_processes))
+        if recipe.train.memory:
+            rehearsal = Rehearsal(recipe, instructor, student)
+            recipe = on_main(lambda: fit_memory(recipe, accelerator.num_processes, rehearsal))
         micro_batch(recipe, accelerator.num_processes)
         self.recipe, self.accelerator = recipe, accelerator
         self.instructor = load_instructor(recipe, device, instructor=instructor)
@@ -188,10 +191,11 @@ class Distillation:
             samplers["start"] = pictures.sampler(self._start)
             report["start"] = {"nfe": self._start.nfe}
         add_figures(report, samplers, self._evaluator, self._clip_score if clip else None)
-        images = pictures.draw(samplers["student"])
-        pictures.save("final", images)
-        if self._start is not None:
-            pictures.save("before-after", images, left=pictures.draw(samplers["start"]))
+        if self.recipe.pictures_every:
+            images = pictures.draw(samplers["student"])
+            pictures.save("final", images)
+            if self._start is not None:
+                pictures.save("before-after", images, left=pictures.draw(samplers["start"]))
         self._choice, self.report = choice, on_main(lambda: self._write(report))
         self.export(self.folder / "student")
         if self.accelerator.is_main_process:

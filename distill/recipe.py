@@ -169,7 +169,8 @@ class Recipe(RunRecipe, Method):
         blend: Further instructors, whose scores are added.
         student: Student to train.
         evaluation: Measurements of the student and the instructor.
-        pictures_every: Updates between two pictures of samples.
+        pictures_every: Updates between two pictures of samples, each with the gauges of both
+            networks; null for no pictures and no gauges.
         trackers: Services that record the run's numbers.
     """
 
@@ -180,7 +181,7 @@ class Recipe(RunRecipe, Method):
     blend: Blending | None = None
     student: Students = OneStep()
     evaluation: Evaluation = Evaluation()
-    pictures_every: PositiveInt = 500
+    pictures_every: PositiveInt | None = 500
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
 
     # Keys that may differ when a run is resumed: no weight depends on them, up to rounding.

@@ -3,14 +3,14 @@
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from torch._functorch import config
 from torch.optim import Optimizer
 
+from distill.cost.memory import recompute_activations
 from distill.divergences import Divergence
 from distill.recipe import Method
 from instil.base.average import Average
@@ -72,6 +72,21 @@ class State:
         return {"student-optimizer": self.student_optimizer, "fake-optimizer": self.fake_optimizer}
 
 
+class Engine(Protocol):
+    """The part of an Accelerator that the loop uses."""
+
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def num_processes(self) -> int: ...
+    @property
+    def process_index(self) -> int: ...
+    def prepare_model(self, model: nn.Module) -> nn.Module: ...
+    def autocast(self) -> AbstractContextManager[Any]: ...
+    def no_sync(self, model: nn.Module) -> AbstractContextManager[Any]: ...
+    def backward(self, loss: Tensor, **kwargs: Any) -> None: ...
+
+
 @dataclass(frozen=True)
 class _Batch:
     """One micro-batch, kept for the fake's further updates."""
@@ -85,7 +100,7 @@ def train(
     state: State,
     instructor: Denoiser,
     method: Method,
-    accelerator: Accelerator,
+    accelerator: Engine,
     prior: Prior | None = None,
 ) -> Iterator[Report]:
     """Alternate updates of student and fake until `method.train.steps`.
@@ -128,7 +143,7 @@ class _Loop:
         state: State,
         instructor: Denoiser,
         method: Method,
-        accelerator: Accelerator,
+        accelerator: Engine,
         prior: Prior,
     ) -> None:
         self.state, self.instructor, self.method = state, instructor, method
@@ -288,7 +303,9 @@ def micro_batch(method: Method, processes: int) -> int:
 
 
 def _arrange(module: nn.Module, method: Method) -> None:
-    """Memory layout and compilation of the networks inside a student or denoiser, in place."""
+    """Memory and compilation of the networks inside a student or denoiser, in place."""
+    if method.train.checkpointing:
+        recompute_activations(module)
     if method.train.channels_last:
         module.to(memory_format=torch.channels_last)
     if method.train.compile:

@@ -31,15 +31,27 @@ class Fid(Question):
 
     images: str | None = None
     """Images: a folder, .zip, .npz or data set."""
+    student: str | None = None
+    """Student whose samples are measured: a folder that a run has written, or an embedded name."""
     instructor: str | None = None
     """Instructor whose samples are measured: a folder, embedded name or hub id."""
     reference: str
     """Images, a .npz of mu and sigma, a name torch-fidelity knows such as cifar10-train, or (with
     --instructor) `instructor`: its own samples."""
     extractor: str = "inception"
-    """Feature extractor: inception, digits, or a file."""
+    """Feature extractor: inception, dinov2, clip, digits, or a file; several with commas between
+    (of --images or --student)."""
     weights: str | None = None
     """Local file of torch-fidelity's Inception weights."""
+    protocol: Literal["tf1-compat", "pytorch-fid", "clean"] = "tf1-compat"
+    """Tool whose resizing Inception follows: torch-fidelity, like the TensorFlow original,
+    pytorch-fid, or clean-fid."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Processes that decode image files."""
+    batch: PositiveInt = 32
+    """Image files decoded, or images drawn, at once."""
+    save_stats: Path | None = None
+    """File .npz to write the statistics of the reference to."""
     held_out: str | None = None
     """More images of the reference's distribution; their distance is the floor."""
     samples: Annotated[int, MORE_THAN_ONE] = 10_000
@@ -59,8 +71,10 @@ class Fid(Question):
     def _one_source(self) -> Self:
         if self.record and not self.instructor:
             raise InstilError("--record: figures are kept with an instructor; give --instructor")
-        if (self.images is None) == (self.instructor is None):
-            raise InstilError("--images or --instructor: expected exactly one of them")
+        if sum(each is not None for each in (self.images, self.student, self.instructor)) != 1:
+            raise InstilError("--images, --student or --instructor: expected exactly one of them")
+        if self.instructor and "," in self.extractor:
+            raise InstilError("--extractor: several are for --images or --student; give one")
         return self
 
 

@@ -94,7 +94,7 @@ def _inspect(source: str, json: Path | None) -> int:
     from instructors.layout import rehearse
     from instructors.load import load
 
-    instructor = load(source)
+    instructor = load(source, weights=False)
     facts = describe(instructor)
     show(source, rows(facts))
     if json:

@@ -25,7 +25,6 @@ def describe(instructor: Instructor) -> dict[str, Any]:
         "null_condition": _null(instructor),
         "codec": _codec(codec),
         "licence": card.licence,
-        "sha256": card.sha256,
     }
 
 

@@ -2,15 +2,13 @@
 
 import copy
 import tempfile
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
-from importlib import import_module
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeGuard
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from instil.base.errors import InstilError
 from instil.base.untrusted import read_json
@@ -19,7 +17,10 @@ from instructors.adapters.folder import save
 from instructors.denoiser import Denoiser, class_labels
 from instructors.load import load
 from instructors.low_rank import adapters
+from instructors.models import read_model
+from instructors.pipelines import NETWORKS, class_of, is_model, no_bars, parts_of, read_pipeline
 from instructors.sources import ARCHITECTURES
+from instructors.weights import format_of
 
 IMAGES, SEED, MOST_APART = 2, 5, 1e-3  # of the rehearsal; the last in units of [0, 1]
 FACTS = ("prediction", "shape", "classes", "learned_variance")
@@ -73,36 +74,13 @@ def pipeline_of(
     """
     if not denoiser.family.latent:
         return denoiser.pipeline(sigma)
-    import diffusers  # seconds to import
-
     content = read_index(denoiser, folder)
-    part = "unet" if "unet" in content else "transformer"
+    part = next(name for name in NETWORKS if name in content)
     given = {part: denoiser.network, "scheduler": denoiser.scheduler(sigma)} | dict(parts or {})
     try:
-        kind = getattr(diffusers, content["_class_name"])
-        with _no_bars():
-            return kind.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, **given
-            )
-    except Exception as error:  # missing packages and files surface as a dozen kinds of error
-        reason = " ".join(str(error).split())
-        raise InstilError(
-            f"export: the instructor's pipeline cannot be loaded ({reason})"
-        ) from error
-
-
-@contextmanager
-def _no_bars() -> Generator[None]:
-    """Diffusers loads in silence."""
-    from diffusers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
+        return read_pipeline(Path(str(folder)), given)
+    except InstilError as error:
+        raise InstilError(f"export: {error}") from error
 
 
 def rehearse(denoiser: Denoiser, sigma: float, folder: Path | None) -> None:
@@ -154,38 +132,21 @@ def _parts(denoiser: Adapter, folder: Path | None) -> dict[str, Any]:
         return {}
     parts: dict[str, Any] = {}
     read = next(denoiser.parameters()).device.type != "meta"  # so weights should lie there
-    for name, value in read_index(denoiser, folder).items():
-        if name in ("unet", "transformer", "scheduler") or not isinstance(value, list):
-            continue
-        library, kind = value
-        if library is None or kind is None:
-            continue
+    for name, (library, kind) in parts_of(read_index(denoiser, folder)).items():
         where = Path(str(folder)) / name
+        if name in (*NETWORKS, "scheduler"):
+            continue
         try:
-            made: Any = getattr(import_module(library), kind)
-        except (ImportError, AttributeError):
-            raise InstilError(
-                f"export: the instructor's pipeline needs a {kind} of {library}, which is not "
-                "installed"
-            ) from None
-        if not (where.is_dir() or read):
-            parts[name] = None  # only what a plan needs was downloaded
-        elif isinstance(made, type) and issubclass(made, nn.Module):
-            if read and not any(where.glob("*.safetensors")):
-                raise InstilError(
-                    f"export: the instructor's pipeline names a {name}, and {where} holds no "
-                    "safetensors of it; download the whole pipeline"
-                )
-            parts[name] = _blank(made, where)
+            made = class_of(library, kind)
+            if not (where.is_dir() or read):
+                parts[name] = None  # only what a plan needs was downloaded
+            elif is_model(made):
+                parts[name] = read_model(where, kind, False, library)
+                if read:
+                    format_of(where)
+        except InstilError as error:
+            raise InstilError(f"export: {name}: {error}; download the whole pipeline") from None
     return parts
-
-
-def _blank(kind: Any, folder: Path) -> nn.Module:
-    """A network of diffusers or transformers on the meta device."""
-    with torch.device("meta"):
-        if hasattr(kind, "load_config"):
-            return kind.from_config(kind.load_config(folder))
-        return kind(kind.config_class.from_pretrained(folder))
 
 
 def _compare(denoiser: Adapter, again: Denoiser) -> None:
@@ -224,7 +185,7 @@ def _draw(denoiser: Adapter, stand_in: Any, sigma: float, folder: Path) -> None:
     labels = {"class_labels": label["label"]} if denoiser.classes else {}
     name = ""
     try:
-        with _no_bars():
+        with no_bars():
             pipeline: Any = DiffusionPipeline.from_pretrained(folder, unet=stand_in)
         name = type(pipeline).__name__
         pipeline.set_progress_bar_config(disable=True)

@@ -1,5 +1,6 @@
 """`load(source)`: a folder, an embedded name or a hub id becomes an `Instructor`."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,19 +19,23 @@ from instructors.denoiser import Condition, Denoiser
 from instructors.families import FAMILIES, Family
 from instructors.instructor import Card, Instructor
 from instructors.models import read_model
-from instructors.sources import locate, network_config, scheduler_config, weights_hash
+from instructors.pipelines import INDEX, LIBRARIES, parts_of
+from instructors.sources import Place, locate, network_config, scheduler_config
+from instructors.weights import weights_hash
 
 
 def load(source: str, side: int | None = None, weights: bool = True) -> Instructor:
     """Load a pretrained diffusion model, frozen and in eval mode.
 
-    Nothing in its files is executed: configurations are JSON, weights safetensors. A factory is
-    executed, so it must be code that you trust.
+    Nothing in its files is executed: configurations are JSON, weights safetensors, or `.bin` read
+    by an allow-list. A hub id is refused by its configurations before its weights are downloaded.
+    A factory is executed, so it must be code that you trust.
 
     Args:
         source: A folder saved by diffusers (pipeline or bare model), an embedded name, a hub id, or
             `package.module:factory` or `path/to/file.py:factory`, which returns a `Denoiser` or an
-            `Instructor`. An existing folder wins over an embedded name.
+            `Instructor`. An existing folder wins over an embedded name. A revision, a variant and
+            a subfolder are named as in `instructors.sources.Source`.
         side: Height and width of its samples, for networks that take any; None for its own.
         weights: If not, networks are of the meta device and only configurations are read.
 
@@ -40,37 +45,79 @@ def load(source: str, side: int | None = None, weights: bool = True) -> Instruct
     """
     if own.is_name(source) and not is_dir(source):
         return _made(source, side, weights)
-    folder = locate(source, weights)
-    config, where = network_config(source, folder)
+    place = locate(source, weights)
+    config, where = network_config(source, place.folder)
+    try:
+        family = _family(config, place.folder)
+        if weights and place.hub:
+            _read(place, family, config, where, side, weights=False)
+            latent = family.latent and (place.folder / "vae" / "config.json").exists()
+            part = where.relative_to(place.folder).as_posix()
+            place.fetch([part, *(["vae"] if latent else [])])
+        denoiser, codec = _read(place, family, config, where, side, weights)
+        sha = weights_hash(where, place.source.variant) if weights else ""
+    except InstilError as error:
+        raise InstilError(f"{source}: {error}") from error
+    card = Card(source, place.folder, _licence(place.folder), sha)
+    return Instructor(denoiser, card, codec, labels(denoiser.classes))
+
+
+def _family(config: Mapping[str, Any], folder: Path) -> Family:
+    """The family of a network, in a pipeline that its family knows.
+
+    Raises:
+        InstilError: There is none, or the pipeline is another one or runs code of its own.
+    """
     name = config.get("_class_name")
+    index = read_json(folder / INDEX) if (folder / INDEX).exists() else {}
+    foreign = [lib for lib, _ in parts_of(index).values() if lib.partition(".")[0] not in LIBRARIES]
+    foreign += [each for each in (name, index.get("_class_name")) if isinstance(each, list)]
+    if foreign:
+        raise InstilError(
+            f"its configuration asks for code of its own ({foreign[0]}), which is not executed; "
+            "make a Denoiser of the network in a function that you trust, and name it as "
+            "package.module:function"
+        )
     family = FAMILIES.get(str(name))
     if family is None:
         hint = " (an autoencoder alone is no instructor)" if "Autoencoder" in str(name) else ""
+        raise InstilError(f"a {name} is not supported{hint}; supported: {', '.join(FAMILIES)}")
+    pipeline = index.get("_class_name")
+    if family.encoders and index and pipeline not in family.encoders:
         raise InstilError(
-            f"{source}: a {name} is not supported{hint}; supported: {', '.join(FAMILIES)}"
+            f"a {pipeline} is not supported; supported around a {name}: "
+            f"{', '.join(family.encoders)}"
         )
-    scheduler = scheduler_config(source, folder)
-    try:
-        adapter = adapter_of(scheduler)
-        fault = family.fault({k: v for k, v in config.items() if k not in adapter.understood})
-        if fault:
-            schedule = scheduler.get("_class_name")
-            raise InstilError(f"{name} with {fault} under {schedule} is not supported")
-        network = read_model(where, family.name, weights, family.library)
-        if side and not family.latent:
-            network.register_to_config(sample_size=side)  # which diffusers' pipelines read
-        shape = _shape(family, network.config, side)
-        denoiser = adapt(adapter, scheduler, network, shape, family.classes(network.config))
-        codec = _codec(family, denoiser, folder, weights)
-    except InstilError as error:
-        raise InstilError(f"{source}: {error}") from error
+    return family
+
+
+def _read(
+    place: Place,
+    family: Family,
+    config: Mapping[str, Any],
+    where: Path,
+    side: int | None,
+    weights: bool,
+) -> tuple[Adapter, Codec]:
+    """The denoiser and the codec in a folder, frozen."""
+    scheduler = scheduler_config(place.folder)
+    adapter = adapter_of(scheduler)
+    fault = family.fault({k: v for k, v in config.items() if k not in adapter.understood})
+    if fault:
+        schedule = scheduler.get("_class_name")
+        raise InstilError(f"{family.name} with {fault} under {schedule} is not supported")
+    variant = place.source.variant
+    network = read_model(where, family.name, weights, family.library, variant)
+    if side and not family.latent:
+        network.register_to_config(sample_size=side)  # which diffusers' pipelines read
+    shape = _shape(family, network.config, side)
+    denoiser = adapt(adapter, scheduler, network, shape, family.classes(network.config))
+    codec = _codec(family, denoiser, place.folder, weights)
     _freeze_constants(family, network)
     denoiser.text = tuple(family.text(network.config))
     if family.has_null_label:
         denoiser.set_null(Condition(label=torch.tensor([denoiser.classes])))
-    denoiser.eval().requires_grad_(False)
-    card = Card(source, folder, _licence(folder), weights_hash(where) if weights else "")
-    return Instructor(denoiser, card, codec.eval().requires_grad_(False), labels(denoiser.classes))
+    return denoiser.eval().requires_grad_(False), codec.eval().requires_grad_(False)
 
 
 def _made(source: str, side: int | None, weights: bool) -> Instructor:

@@ -1,4 +1,4 @@
-"""Networks and autoencoders from the folders that `save_pretrained` of diffusers writes."""
+"""Networks, autoencoders and encoders from the folders that `save_pretrained` writes."""
 
 from collections.abc import Sequence
 from importlib import import_module
@@ -9,27 +9,48 @@ import torch
 
 from instil.base.errors import InstilError
 from instil.base.untrusted import read_json
+from instructors.weights import format_of
 
 
-def read_model(folder: Path, name: str, weights: bool = True, library: str = "diffusers") -> Any:
-    """Read a model from safetensors, every tensor accounted for.
+def read_model(
+    folder: Path,
+    name: str,
+    weights: bool = True,
+    library: str = "diffusers",
+    variant: str | None = None,
+) -> Any:
+    """Read a model from safetensors, or from a `.bin` by an allow-list, in float32.
 
     Args:
         folder: The folder of its `config.json` and weights.
         name: Its class.
         weights: If not, it is of the meta device and only its configuration is read.
         library: The module that holds the class.
+        variant: The variant of its weights; None for the best of those that are there.
 
     Raises:
-        InstilError: A file is missing or corrupted, or does not fit its configuration.
+        InstilError: A file is missing or corrupted, does not fit its configuration, or a tensor is
+            left over; or the weights are quantised.
     """
+    config = read_json(folder / "config.json")
+    if config.get("quantization_config"):
+        method = dict(config["quantization_config"]).get("quant_method", "an unknown method")
+        raise InstilError(
+            f"{folder.name}/config.json: weights quantised by {method}, which cannot be trained; "
+            "name the repository in full or half precision that they were made of"
+        )
     kind = getattr(import_module(library), name)  # seconds to import
     if not weights:
         with torch.device("meta"):
-            return kind.from_config(read_json(folder / "config.json"))
+            return _empty(kind, folder)
+    read = format_of(folder, variant)
     try:
         loaded: Any = kind.from_pretrained(
-            folder, output_loading_info=True, use_safetensors=True, local_files_only=True
+            folder,
+            output_loading_info=True,
+            use_safetensors=read.suffix == "safetensors",
+            variant=read.variant or None,
+            local_files_only=True,
         )
     except Exception as error:  # a corrupted file surfaces as half a dozen kinds of error
         reason = " ".join(str(error).split())
@@ -37,13 +58,20 @@ def read_model(folder: Path, name: str, weights: bool = True, library: str = "di
             f"weights cannot be loaded ({reason}); download or save them anew"
         ) from error
     network, info = loaded
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if info[kind]:
+    for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if info[fault]:
             raise InstilError(
-                f"weights do not fit config.json, {kind.replace('_', ' ')}: "
-                f"{', '.join(map(str, info[kind][:5]))}"
+                f"weights do not fit config.json, {fault.replace('_', ' ')}: "
+                f"{', '.join(map(str, sorted(info[fault])[:5]))}"
             )
-    return network
+    return network.float()
+
+
+def _empty(kind: Any, folder: Path) -> Any:
+    """A network of diffusers or transformers without weights."""
+    if hasattr(kind, "load_config"):
+        return kind.from_config(kind.load_config(folder))
+    return kind(kind.config_class.from_pretrained(folder))
 
 
 def read_autoencoder(source: str, kinds: Sequence[str]) -> Any:

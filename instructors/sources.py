@@ -1,21 +1,107 @@
-"""Where an instructor lies: an embedded name, a folder or a hub id; its download and hash."""
+"""Where an instructor lies: an embedded name, a folder or a hub id, and its download."""
 
-import hashlib
 import re
+from collections.abc import Iterable
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError, safe_open
 
+from instil.base.card import metadata
+from instil.base.config import Config
 from instil.base.errors import InstilError
 from instil.base.runs.monitor import note
-from instil.base.untrusted import is_dir, is_file, read_json
+from instil.base.untrusted import exists, is_dir, is_file, read_json
+from instructors.weights import formats
 
 ZOO = Path(str(files("instructors") / "zoo"))
 ARCHITECTURES = Path(str(files("instructors") / "architectures"))
-WEIGHTS = "diffusion_pytorch_model*.safetensors"
+CONFIGURATIONS = ["*config.json", "*model_index.json", "*README.md"]
+HUB_ID = r"[\w.-]+/[\w.-]+"
+
+
+class Source(Config):
+    """The location of a model; `str` of it is the shorthand of recipes and command lines.
+
+    Attributes:
+        source: A folder, a hub id, or an embedded name.
+        revision: Branch, tag or commit of a hub id; None for its main branch.
+        variant: The word in the names of the files of weights, such as fp16; None for the best of
+            those that are there.
+        subfolder: The folder of the model inside the source.
+    """
+
+    source: str
+    revision: str | None = None
+    variant: str | None = None
+    subfolder: str | None = None
+
+    def __str__(self) -> str:
+        revision = f"@{self.revision}" if self.revision else ""
+        options = {"variant": self.variant, "subfolder": self.subfolder}
+        words = [f"{key}={value}" for key, value in options.items() if value]
+        return f"{self.source}{revision}{'?' if words else ''}{'&'.join(words)}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Source":
+        """Read `SOURCE`, `ID@REVISION`, `SOURCE?variant=fp16&subfolder=DIR` or both together.
+
+        Raises:
+            InstilError: There are other options than these two.
+        """
+        if exists(text):
+            return cls(source=text)
+        place, _, query = text.partition("?")
+        options = {
+            word.partition("=")[0]: word.partition("=")[2] for word in query.split("&") if word
+        }
+        if unknown := options.keys() - {"variant", "subfolder"}:
+            raise InstilError(
+                f"{text}: {min(unknown)} is not known; expected variant=… or subfolder=…"
+            )
+        name, _, revision = place.partition("@")
+        if exists(place) or not re.fullmatch(HUB_ID, name):
+            name, revision = place, ""
+        return cls(source=name, revision=revision or None, **options)
+
+
+@dataclass(frozen=True)
+class Place:
+    """The files of a model on this machine.
+
+    Attributes:
+        source: The location that the user named.
+        folder: The folder of the model's configurations.
+        hub: Whether they were downloaded, so that weights may be missing.
+    """
+
+    source: Source
+    folder: Path
+    hub: bool = False
+
+    def fetch(self, parts: Iterable[str], patterns: Iterable[str] = ()) -> None:
+        """Download the weights of some parts of a hub id, in the first format that is there.
+
+        Args:
+            parts: Names of folders beside each other; `.` for the folder itself.
+            patterns: Names of further files.
+
+        Raises:
+            InstilError: The hub cannot be reached.
+        """
+        if not self.hub:
+            return
+        wanted, further = set(parts), list(patterns)
+        orders = (formats(self.source.variant), formats() if self.source.variant else ())
+        for each in (each for order in orders for each in order):
+            names = [*each.patterns, *each.index_patterns]
+            paths = [n if part == "." else f"{part}/{n}" for part in sorted(wanted) for n in names]
+            if paths or further:
+                download(self.source, [*paths, *further])
+            further = []
+            wanted = {part for part in wanted if not each.files(self.folder / part)}
 
 
 def zoo() -> list[str]:
@@ -23,53 +109,56 @@ def zoo() -> list[str]:
     return sorted(path.parent.name for path in ZOO.glob("*/model_index.json"))
 
 
-def locate(source: str, weights: bool = True) -> Path:
-    """The folder that `source` means: an existing path, an embedded name, or a hub id (downloaded).
+def locate(text: str, weights: bool = True) -> Place:
+    """Find the configurations of a model: in a folder, embedded, or on the hub.
 
     Args:
-        source: As the user named it.
-        weights: Whether they are needed. If not, and the hub is out of reach, the configurations
-            noted in `architectures` serve for the models that stand there.
+        text: The user's name for it, as `Source.parse` reads it.
+        weights: Whether weights are needed. If not, and the hub is out of reach, the configurations
+            kept in `architectures` serve for the models that stand there.
 
     Raises:
-        InstilError: None of the three, or the download failed.
+        InstilError: There is no such source, or the download failed.
     """
-    if is_dir(source):
-        return Path(source)
-    if source in zoo():
-        return ZOO / source
-    if is_file(source):
-        raise InstilError(f"{source}: expected the folder of a diffusers model; {_file(source)}")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+    source = Source.parse(text)
+    name = source.source
+    if is_file(name):
+        raise InstilError(f"{name}: expected the folder of a diffusers model; {_file(name)}")
+    if is_dir(name):
+        folder, hub = Path(name), False
+    elif name in zoo():
+        folder, hub = ZOO / name, False
+    elif re.fullmatch(HUB_ID, name):
+        try:
+            folder, hub = download(source, CONFIGURATIONS), True
+        except InstilError:
+            folder, hub = ARCHITECTURES / name.rpartition("/")[2], False
+            if weights or not folder.is_dir():
+                raise
+            note(f"{name}: the hub was not reached; shapes are those of {folder}")
+    else:
         raise InstilError(
-            f"{source}: expected the folder of a diffusers model, an embedded name "
-            f"({', '.join(zoo())}) or a hub id such as google/ddpm-cifar10-32"
+            f"{name}: expected the folder of a diffusers model, an embedded name "
+            f"({', '.join(zoo())}) or a hub id such as google/ddpm-cifar10-32; write "
+            "ID@REVISION for a revision and ID?subfolder=DIR for a folder inside"
         )
-    try:
-        folder = download(source, ["*.json", "README.md"])
-    except InstilError:
-        noted = ARCHITECTURES / source.rpartition("/")[2]
-        if weights or not noted.is_dir():
-            raise
-        note(f"{source}: the hub was not reached; shapes are those of {noted}")
-        return noted
-    if not weights:
-        return folder
-    _, where = network_config(source, folder)
-    parts = {where.relative_to(folder).as_posix(), "vae"}
-    names = [f"{part}/{WEIGHTS}" if part != "." else WEIGHTS for part in parts]
-    return download(source, ["*.json", "README.md", *names])
+    if source.subfolder and not (folder / source.subfolder).is_dir():
+        raise InstilError(f"{text}: there is no folder {source.subfolder}")
+    return Place(source, folder / (source.subfolder or ""), hub)
 
 
-def download(source: str, patterns: list[str]) -> Path:
-    """The files of a hub id that match `patterns`, as a local folder.
+def download(source: Source, patterns: list[str]) -> Path:
+    """Download the files of a hub id that match `patterns`; returns the folder of all.
 
     Raises:
-        InstilError: Not there, or not reachable.
+        InstilError: There is no such repository, or it cannot be reached.
     """
+    inside = f"{source.subfolder}/" if source.subfolder else ""
+    options: dict[str, Any] = {"revision": source.revision} if source.revision else {}
+    options["allow_patterns"] = [f"{inside}{pattern}" for pattern in patterns]
+    options["ignore_patterns"] = ["onnx/*", "openvino/*"]
     try:
-        ignored = ["*.fp16.*", "*.bf16.*", "*non_ema*"]
-        return Path(snapshot_download(source, allow_patterns=patterns, ignore_patterns=ignored))
+        return Path(snapshot_download(source.source, **options))
     except Exception as error:  # huggingface_hub raises a dozen kinds, all of them "not there"
         reason = str(error).strip().splitlines()[0]
         raise InstilError(
@@ -77,13 +166,16 @@ def download(source: str, patterns: list[str]) -> Path:
         ) from None
 
 
-def network_folder(source: str) -> Path:
-    """Where a source's network lies: its configuration and its weights.
+def network_folder(text: str) -> Path:
+    """The folder of a source's network, with its configuration and its weights.
 
     Raises:
         InstilError: As `locate`, or there is none.
     """
-    return network_config(source, locate(source))[1]
+    place = locate(text)
+    where = network_config(text, place.folder)[1]
+    place.fetch([where.relative_to(place.folder).as_posix()])
+    return where
 
 
 def network_config(source: str, folder: Path) -> tuple[dict[str, Any], Path]:
@@ -95,13 +187,17 @@ def network_config(source: str, folder: Path) -> tuple[dict[str, Any], Path]:
     for where in (folder / "unet", folder / "transformer", folder):
         if (where / "config.json").exists():
             return read_json(where / "config.json"), where
+    tags = metadata(folder).get("tags")
+    lora = (folder / "adapter_config.json").exists() or any(folder.glob("*lora*.safetensors"))
+    if lora or (isinstance(tags, list) and "lora" in tags):
+        raise InstilError(f"{source}: {LORA}")
     raise InstilError(
         f"{source}: holds no unet/config.json, no transformer/config.json and no config.json; "
         "expected what save_pretrained of diffusers writes"
     )
 
 
-def scheduler_config(source: str, folder: Path) -> dict[str, Any]:
+def scheduler_config(folder: Path) -> dict[str, Any]:
     """The scheduler's configuration.
 
     Raises:
@@ -111,35 +207,44 @@ def scheduler_config(source: str, folder: Path) -> dict[str, Any]:
         if (file / "scheduler_config.json").exists():
             return read_json(file / "scheduler_config.json")
     raise InstilError(
-        f"{source}: has no scheduler_config.json, so its noise levels are unknown; "
+        "has no scheduler_config.json, so its noise levels are unknown; "
         "save the scheduler it was trained with beside it"
     )
 
 
-def weights_hash(folder: Path) -> str:
-    """Twelve hexadecimal digits of the SHA-256 of a folder's weights."""
-    sha = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            while block := file.read(1 << 24):
-                sha.update(block)
-    return sha.hexdigest()[:12]
+LORA = (
+    "this is a LoRA: fuse it with fuse_lora() of diffusers (load its base pipeline, "
+    "load_lora_weights, fuse_lora, unload_lora_weights, save_pretrained), and name the new folder"
+)
 
 
-def _file(source: str) -> str:
-    """What to do with a single file."""
-    suffix = Path(source).suffix
-    if suffix == ".pkl":
+def _file(name: str) -> str:
+    """The remedy for a single file."""
+    path = Path(name)
+    if path.suffix == ".pkl":
         return (
             "a pickle can run any code when it is opened, so it is not opened; "
             "`python -m instructors convert` makes a folder of an EDM checkpoint"
         )
-    if suffix == ".safetensors":
-        try:
-            with safe_open(source, "pt") as file:
-                lora = any("lora" in key for key in file.keys())  # noqa: SIM118, no mapping
-        except SafetensorError as error:
-            return f"this file is not a whole safetensors file ({error})"
-        if lora:
-            return "this is a LoRA: fuse it with fuse_lora() of diffusers and save the pipeline"
-    return "a single file of weights says nothing of network and schedule"
+    if path.name == "model_index.json":
+        return f"name its folder, {path.parent}"
+    return _tensors(path) or (
+        "a single file of weights says nothing of network and schedule; `python -m instructors "
+        "convert FILE --config DIR --out DIR` makes a folder of a Stable Diffusion checkpoint"
+    )
+
+
+def _tensors(path: Path) -> str | None:
+    """The remedy for a safetensors file that is no checkpoint."""
+    from safetensors import SafetensorError, safe_open
+
+    if path.suffix != ".safetensors":
+        return None
+    if path.name.startswith("diffusion_pytorch_model"):
+        return f"name the folder that holds its pipeline, such as {path.parent.parent}"
+    try:
+        with safe_open(path, "pt") as file:
+            lora = any("lora" in key for key in file.keys())  # noqa: SIM118, no mapping
+    except SafetensorError as error:
+        return f"this file is not a whole safetensors file ({error})"
+    return LORA if lora else None

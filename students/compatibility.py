@@ -1,6 +1,7 @@
 """Whether a generator fits its instructor: shapes, labels, range, gradients, what it saves."""
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +15,7 @@ from instil.base.shapes import expand
 from instructors.conditions.prior import Prior, labels
 from instructors.denoiser import UNCONDITIONAL, Condition, Denoiser, class_labels
 from instructors.low_rank import portable
-from students.export import ADAPTERS
+from students.export import ADAPTERS, DENOISER
 from students.load import load_folder
 from students.pretrained import Pretrained
 from students.student import Student
@@ -112,7 +113,11 @@ def check_saved(
     """
     if (folder / ADAPTERS).exists():  # which their instructor's own pipeline loads
         held = {n.split(".", 1)[1]: t for n, t in read_tensors(folder / ADAPTERS).items()}
-        compare(str(folder / ADAPTERS), held, portable(cast(Any, student).denoiser))
+        check_tensors(folder / ADAPTERS, held, portable(cast(Any, student).denoiser))
+        return
+    if (folder / DENOISER).exists() and factory is None:  # of a network made in memory
+        wanted = cast(Any, student).denoiser.state_dict()
+        check_tensors(folder / DENOISER, read_tensors(folder / DENOISER), wanted)
         return
     device = next(student.parameters()).device
     draws = Draws.of_range(0, 0, 0, COMPARED, device)
@@ -122,13 +127,22 @@ def check_saved(
     for module, mode in zip(student.modules(), modes, strict=True):
         module.training = mode
     apart = ((again - images).abs().max() / images.abs().max().clamp(min=1)).item()
-    coarsest = max(torch.finfo(p.dtype).eps for p in copy.parameters() if p.is_floating_point())
+    parameters = (*student.parameters(), *copy.parameters())
+    coarsest = max(torch.finfo(p.dtype).eps for p in parameters if p.is_floating_point())
     if not apart <= max(MOST_APART, 32 * coarsest):
         raise InstilError(
             f"{folder}: draws other images than the student it was saved from, by up to "
             f"{apart:.3g}; keep every tensor that images depend on in a parameter or a buffer, and "
             "draw none anew when the network is made"
         )
+
+
+def check_tensors(path: Path, held: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Refuse a file of other tensors than those that were to be written."""
+    compare(str(path), held, wanted)
+    for name, tensor in wanted.items():
+        if not torch.equal(held[name], tensor.cpu()):
+            raise InstilError(f"{path}: {name} has other values than were written; export it anew")
 
 
 @torch.no_grad()

@@ -94,7 +94,7 @@ def memory(recipe: Recipe, processes: int, rehearsal: Rehearsal) -> dict[str, An
     return {"peak": peak, "fixed": peak - slope * images, "per_image": slope, "parts": parts}
 
 
-def fit_memory(recipe: Recipe, processes: int, rehearsal: Rehearsal | None = None) -> Recipe:
+def fit_memory(recipe: Recipe, processes: int, rehearsal: Rehearsal) -> Recipe:
     """The recipe with the fewest micro-batches that fit `train.memory`; the same where it is unset.
 
     Raises:
@@ -102,7 +102,6 @@ def fit_memory(recipe: Recipe, processes: int, rehearsal: Rehearsal | None = Non
     """
     if recipe.train.memory is None:
         return recipe
-    rehearsal = rehearsal or Rehearsal(recipe)
     images = micro_batch(_split(recipe, 1), processes)
     limit = _bytes(recipe.train.memory)
     parts = [number for number in range(2, images + 1) if images % number == 0]

@@ -5,8 +5,10 @@ computes nothing, so a network of billions of parameters takes a minute and no m
 kernels, gaps between an allocator's blocks, and the driver's own memory are not counted.
 """
 
+import copy
 import warnings
-from types import SimpleNamespace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +21,9 @@ from distill.cost.alive import REST, Alive
 from distill.recipe import Recipe
 from distill.trainer import State, train
 from instil.base.optimizer import trained
+from instructors.denoiser import Denoiser
+from instructors.load import Instructor
+from students.student import Student
 
 CPU = torch.device("cpu")
 PARTS = (
@@ -27,11 +32,35 @@ PARTS = (
 )
 
 
+@dataclass(frozen=True)
+class OneProcess:
+    """The `distill.trainer.Engine` of one process, in a process that may be one of several."""
+
+    half: bool  # whether autocast is to bfloat16
+    device: torch.device = CPU
+    num_processes: int = 1
+    process_index: int = 0
+
+    def prepare_model(self, model: nn.Module) -> nn.Module:
+        return model
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast("cpu", torch.bfloat16, self.half)
+
+    def no_sync(self, model: nn.Module) -> AbstractContextManager[Any]:
+        return nullcontext(model)
+
+    def backward(self, loss: Tensor, **kwargs: Any) -> None:
+        loss.backward(**kwargs)
+
+
 class Rehearsal:
     """A run without values: counts the bytes of an update at any size of the micro-batch.
 
     Args:
         recipe: The run's recipe; only configurations of its instructor are read.
+        instructor: Used instead of what `recipe.instructor` names; left as it is.
+        student: Used instead of what `recipe.student` describes; left as it is.
 
     Attributes:
         instructor: The recipe's instructor, without values.
@@ -41,10 +70,15 @@ class Rehearsal:
         InstilError: The recipe does not fit the instructor.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        instructor: Instructor | Denoiser | None = None,
+        student: Student | None = None,
+    ) -> None:
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
-        self.instructor = load_instructor(recipe, CPU, weights=False)
-        student, fake = build_networks(recipe, self.instructor, fresh=False)
+        self.instructor = load_instructor(recipe, CPU, weights=False, instructor=instructor)
+        student, fake = build_networks(recipe, self.instructor, False, copy.deepcopy(student))
         known: dict[Tensor, Any] = {}
         for module in (self.instructor.denoiser, self.instructor.codec, student, fake):
             drop_values(module, self.mode, known)
@@ -67,7 +101,7 @@ class Rehearsal:
             for parameter in trained(module)
             if adam.bits == 8
         )
-        self._found: dict[tuple[int, bool], dict[str, int]] = {}
+        self._counted: dict[tuple[int, bool], dict[str, int]] = {}
 
     def update(self, images: int, first: bool) -> dict[str, int]:
         """Bytes of each of `PARTS` when an update needs most.
@@ -76,14 +110,14 @@ class Rehearsal:
             images: The size of the micro-batch.
             first: Whether it is the update's first; later ones find gradients of earlier ones.
         """
-        if (images, first) not in self._found:
-            self._found[images, first] = self._update(images, first)
-        return dict(self._found[images, first])
+        if (images, first) not in self._counted:
+            self._counted[images, first] = self._update(images, first)
+        return dict(self._counted[images, first])
 
     def _update(self, images: int, first: bool) -> dict[str, int]:
         state, recipe, alive = self.state, self.recipe, Alive()
         method = recipe.replace(train=recipe.train.replace(batch=images, accumulation=1))
-        alone = _alone(recipe.train.precision == "bf16")
+        alone = OneProcess(recipe.train.precision == "bf16")
         state.step = 0
 
         def save(tensor: Tensor) -> Tensor:
@@ -114,10 +148,10 @@ class Rehearsal:
             next(train(state, self.instructor.denoiser, method, alone, self.instructor.prior))
         for hook in hooks:
             hook.remove()
-        found = {part: alive.most[part] for part in PARTS}
+        parts = {part: alive.most[part] for part in PARTS}
         # bitsandbytes: each moment a byte for four, and a scale of four bytes for every 256
-        found["moments"] -= round(self.eight_bits * 2 * (3 - 4 / 256))
-        return found
+        parts["moments"] -= round(self.eight_bits * 2 * (3 - 4 / 256))
+        return parts
 
     def _modules(self) -> list[tuple[str, nn.Module]]:
         """What holds weights; those that several share belong to the first."""
@@ -150,15 +184,3 @@ def drop_values(module: nn.Module, mode: FakeTensorMode, known: dict[Tensor, Any
                         blank = nn.Parameter(blank, tensor.requires_grad)
                     known[tensor] = blank
                 tensors[name] = known[tensor]
-
-
-def _alone(half: bool) -> Any:
-    """What the loop asks of an accelerator, for one process, however many there are."""
-    return SimpleNamespace(
-        device=CPU,
-        num_processes=1,
-        process_index=0,
-        prepare_model=lambda module: module,
-        autocast=lambda: torch.autocast("cpu", torch.bfloat16, half),
-        backward=lambda loss, **options: loss.backward(**options),
-    )

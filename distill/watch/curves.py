@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from instil.base.runs.pictures import save_figure
 
 
@@ -18,6 +16,8 @@ def run_curves(records: Sequence[Mapping[str, Any]], report: Mapping[str, Any], 
         report: The final report; its instructor's quick distance, if known, is drawn as a line.
         path: The PNG to write.
     """
+    from matplotlib.figure import Figure  # a second to import
+
     losses = [record for record in records if "student" in record]
     distances = [record for record in records if "fd" in record]
     gauges = [record for record in records if "gauges" in record]

@@ -17,7 +17,7 @@ from instil.base.runs.run import Run
 from instructors.instructor import Instructor
 from students.student import Student
 
-BATCH = 64  # samples that gauges are read from
+SAMPLES = 64  # that gauges are read from, or as many as a quick measurement has
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ class Looks:
         every, last = self.recipe.evaluation.every, step == self.recipe.train.steps
         if every and (step % every == 0 or last) and (step, "fd") not in self.done:
             self._measure(step)
-        drawing = step % self.recipe.pictures_every == 0 or last
-        if drawing and (step, "gauges") not in self.done:
+        drawn = self.recipe.pictures_every
+        if drawn and (step % drawn == 0 or last) and (step, "gauges") not in self.done:
             self._draw(step)
 
     def stalled(self, step: int) -> bool:
@@ -128,9 +128,10 @@ class Looks:
     def _gauge(self, step: int, images: Tensor) -> None:
         """Compare fake score and instructor on fresh samples; record, draw and warn."""
         state, denoiser, pictures = self.state, self.instructor.denoiser, self.pictures
-        batch = min(BATCH, pictures.batch)
+        count = min(SAMPLES, self.recipe.evaluation.quick_samples)
+        batch = min(count, pictures.batch)
         samples, condition = fresh_samples(
-            state.student, pictures.prior, BATCH, batch, pictures.device
+            state.student, pictures.prior, count, batch, pictures.device
         )
         gauges = gauge(samples, condition, denoiser, state.fake, batch)
         few = slice(min(COLUMNS, batch))

@@ -1,5 +1,6 @@
 """Grids of images: the instructor's on the left, a student's of the same seeds on the right."""
 
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ class Pictures:
 
     Args:
         instructor: The source of the images on the left, drawn once.
-        evaluation: The instructor's sampling steps and the batch size.
+        evaluation: The instructor's sampling steps, the batch size, and the most images.
         folder: The run's folder.
         device: Where networks run.
     """
@@ -36,16 +37,21 @@ class Pictures:
         self.instructor_sampler = instructor_sampler(
             instructor.denoiser, evaluation.instructor_steps, self.prior, self.codec
         )
-        self.instructor_images = self.draw(self.instructor_sampler)
+        self.count = min(COLUMNS * ROWS, evaluation.quick_samples)
+
+    @cached_property
+    def instructor_images(self) -> Tensor:
+        """The left half of a picture."""
+        return self.draw(self.instructor_sampler)
 
     def sampler(self, student: Student) -> Sampler:
         """A student's images by seed."""
         return student_sampler(student, self.prior, self.codec)
 
     def draw(self, sampler: Sampler) -> Tensor:
-        """The images of one half of a picture: (ROWS * COLUMNS, C, H, W) uint8."""
-        count = COLUMNS * ROWS
-        return generate(sampler, QUICK_SEEDS, count, self.device, min(count, self.batch))
+        """The images of one half of a picture: (N, C, H, W) uint8, N up to ROWS * COLUMNS."""
+        batch = min(self.count, self.batch)
+        return generate(sampler, QUICK_SEEDS, self.count, self.device, batch)
 
     def save(self, name: str, right: Tensor, left: Tensor | None = None) -> None:
         """Write `samples/NAME.png`; the left half is the instructor's if None."""

@@ -6,13 +6,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from eval.quality import features, metrics
 from eval.quality.evaluation import Evaluation
-from eval.quality.images import Sampler, generate, instructor_sampler
+from eval.quality.extraction import Features, extract, kept
+from eval.quality.images import Sampler, generate, instructor_sampler, sampled
+from eval.quality.sources import of_images
 from instil.base import data
 from instil.base.errors import InstilError
 from instil.base.files import cache_folder
@@ -83,24 +83,24 @@ class Evaluator:
         for block in range(self.evaluation.seeds):
             start = block * count
             labels = torch.arange(start, start + count) % classes if classes else None
-            pixels = self._generate(sampler, start, count)
-            found.append(metrics.measure(pixels, self.reference, labels))
+            features = self._features(sampler, start, count)
+            found.append(metrics.figures(features, self.reference, labels))
             if 0 < floor_n <= count:
-                few = metrics.distance(pixels[:floor_n], self.reference)
+                few = metrics.distance_of(features.values[:floor_n], self.reference)
                 matched.append({"fd_matched": few})
         result = metrics.spread(found, count)
         return result | (metrics.spread(matched, floor_n) if matched else {})
 
     def quick(self, sampler: Sampler) -> float:
         """The distance alone, on few samples of seeds that are never reported."""
-        pixels = self._generate(sampler, QUICK_SEEDS, self.evaluation.quick_samples)
-        return metrics.distance(pixels, self.quick_reference)
+        features = self._features(sampler, QUICK_SEEDS, self.evaluation.quick_samples)
+        return metrics.distance_of(features.values, self.quick_reference)
 
     def floor(self) -> dict[str, Any]:
         """What images of the reference's own law score: `floor` and `floor_n`, None if unknown."""
         if self.held_out is None:
             return {"floor": None, "floor_n": None}
-        distance = metrics.distance(self.held_out, self.reference)
+        distance = metrics.distance_of(self.held_out.values, self.reference)
         return {"floor": distance, "floor_n": len(self.held_out)}
 
     def instructor_figures(self, record: bool = False) -> dict[str, Any]:
@@ -124,8 +124,8 @@ class Evaluator:
         if key in known:
             return known[key]["figures"]
         steps = self.evaluation.instructor_steps
-        pixels = self._generate(self.sampler(), QUICK_SEEDS, self.evaluation.quick_samples)
-        quick = metrics.distance(pixels, self.reference)
+        few = self._features(self.sampler(), QUICK_SEEDS, self.evaluation.quick_samples)
+        quick = metrics.distance_of(few.values, self.reference)
         figures = self.score(self.sampler()) | {"quick": quick}
         nfe = (2 * steps - 1) * self.instructor.denoiser.evaluations
         about = {"protocol": self.describe(), "nfe": nfe, "environment": environment()}
@@ -145,9 +145,9 @@ class Evaluator:
     def speed(self, sampler: Sampler) -> float:
         """Images per second of one process, by one batch to warm up and one to measure."""
         batch = self.evaluation.batch
-        self._generate(sampler, QUICK_SEEDS, batch)
+        generate(sampler, QUICK_SEEDS, batch, self.device, batch)
         start = time.perf_counter()
-        self._generate(sampler, QUICK_SEEDS, batch)
+        generate(sampler, QUICK_SEEDS, batch, self.device, batch)
         return batch / (time.perf_counter() - start)
 
     def describe(self) -> str:
@@ -159,44 +159,35 @@ class Evaluator:
 
     def _reference(self, source: str, samples: int) -> metrics.Reference:
         if source == "instructor":
-            pixels = self._instructor_samples(REFERENCE_SEEDS, samples)
+            features = self._instructor_samples(REFERENCE_SEEDS, samples)
             name = f"samples of {self.instructor.card.source}"
-            return metrics.reference_of(data.Images(pixels, None, (), name), self.extractor)
+            return metrics.reference_of_features(features, name, self.extractor)
         reference = metrics.load_reference(source, self.extractor)
         made = self.instructor.codec.image_shape(self.instructor.denoiser.shape)
-        if reference.images and reference.images.shape != made:
+        if reference.images and reference.images.shape[-2:] != made[-2:]:
             raise InstilError(
                 f"evaluation.reference: {source} has images of the shape "
                 f"{reference.images.shape}, the instructor makes {made}"
             )
         return reference
 
-    def _held_out(self) -> Tensor | None:
-        """Images of the reference's own law, or None where there are none."""
+    def _held_out(self) -> Features | None:
+        """Features of more images of the reference's distribution, None where there are none."""
         if self.evaluation.held_out is not None:
-            return data.load(self.evaluation.held_out).pixels
+            return extract(of_images(data.load(self.evaluation.held_out)), [self.extractor])[0]
         if self.evaluation.reference == "instructor":
             return self._instructor_samples(FLOOR_SEEDS, self.evaluation.samples)
         return None
 
-    def _instructor_samples(self, start: int, count: int) -> Tensor:
-        """Samples of the instructor, cached."""
-        path = cache_folder() / f"samples-{self._key(f'samples {start} {count}')}.npz"
-        if on_main(path.exists):
-            return data.load(str(path)).pixels
-        pixels = self._generate(self.sampler(), start, count)
+    def _instructor_samples(self, start: int, count: int) -> Features:
+        """Features of samples of the instructor, cached."""
+        key = self._key(f"samples {start} {count} {self.extractor.identity}")
+        return kept(key, lambda: self._features(self.sampler(), start, count))
 
-        def keep() -> None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(f".{path.name}")
-            np.savez(partial, images=pixels.permute(0, 2, 3, 1).numpy())
-            partial.replace(path)
-
-        on_main(keep)
-        return pixels
-
-    def _generate(self, sampler: Sampler, start: int, count: int) -> Tensor:
-        return generate(sampler, start, count, self.device, self.evaluation.batch)
+    def _features(self, sampler: Sampler, start: int, count: int) -> Features:
+        batch = self.evaluation.batch
+        made = sampled(sampler, "samples", start, count, self.device, batch)
+        return extract(made, [self.extractor])[0]
 
     def _key(self, purpose: str) -> str:
         """A key that changes with weights, sampler, seeds, extractor and reference."""

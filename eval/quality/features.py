@@ -6,11 +6,9 @@ A distance is called FID only with Inception. With an offline extractor it is ca
 
 import hashlib
 import json
-from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.error import URLError
 
 import torch
 import torch_fidelity
@@ -18,17 +16,15 @@ from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from eval.quality.extractor import Extractor as Extractor
+from eval.quality.inception import ALIASES, inception, registered
 from instil.base import checkpoint, data
 from instil.base.config import Config, own, validate
 from instil.base.draws import Draws
 from instil.base.errors import InstilError
-from instil.base.processes import shared
 from instil.base.untrusted import parse_json
 
 EMBEDDED = Path(str(files("eval") / "extractors"))
-INCEPTION = "inception-v3-compat"
-
-
 Side = Annotated[int, Field(ge=1, le=4096)]
 
 
@@ -65,44 +61,29 @@ class Made(Config):
     classes: Annotated[int, Field(ge=1, le=100_000)]
 
 
-class Extractor:
-    """Images to features and class logits.
-
-    Attributes:
-        name: What a Fréchet distance in these features is called.
-        standardize: Whether features are z-scored by the reference (never for FID).
-        forward: uint8 (B, C, H, W) to features (B, d) and logits (B, K), float32 on the CPU.
-    """
-
-    def __init__(
-        self, name: str, standardize: bool, forward: Callable[[Tensor], tuple[Tensor, Tensor]]
-    ) -> None:
-        self.name, self.standardize, self.forward = name, standardize, forward
-
-    @torch.no_grad()
-    def __call__(self, pixels: Tensor, batch: int = 512) -> tuple[Tensor, Tensor]:
-        """Features (N, d) and logits (N, K) of uint8 images (N, C, H, W); processes share them."""
-        features, logits = zip(*shared(pixels.split(batch), self.forward), strict=True)
-        return torch.cat(features), torch.cat(logits)
-
-
-def load(source: str, weights: Path | None = None, device: str = "cpu") -> Extractor:
+def load(
+    source: str, weights: Path | None = None, device: str = "cpu", protocol: str = "tf1-compat"
+) -> Extractor:
     """Load an extractor.
 
     Args:
-        source: `inception`, an embedded name, a `.safetensors` file made by
-            `python -m eval extractor`, or `package.module:Class`: code of the user's own, called
-            without arguments, that makes an `Extractor` or a network as in `of_network`.
-        weights: Only for `inception`: torch-fidelity's weight file, to use without a download.
+        source: `inception`, `dinov2`, `clip` or another name that torch-fidelity knows, an
+            embedded name, a `.safetensors` file made by `python -m eval extractor`, or
+            `package.module:Class`: code of the user's own, called without arguments, that makes an
+            `Extractor` or a network as in `of_network`.
+        weights: Weight file of a network of torch-fidelity, to use without a download.
         device: Where it runs.
+        protocol: Tool whose resizing `inception` follows, a key of `inception.PROTOCOLS`.
 
     Raises:
         InstilError: Nothing there, the file is no extractor, or the download failed.
     """
     if source == "inception":
-        return _inception(weights, device)
+        return inception(protocol, weights, device)
+    if source in ALIASES or source in torch_fidelity.registry.FEATURE_EXTRACTORS_REGISTRY:
+        return registered(source, weights, device)
     if weights is not None:
-        raise InstilError(f"weights {weights}: only the inception extractor takes a weight file")
+        raise InstilError(f"weights {weights}: extractor {source} takes no weight file")
     if own.is_name(source):
         made = own.load(source)()
         return made if isinstance(made, Extractor) else of_network(made, device)
@@ -110,8 +91,8 @@ def load(source: str, weights: Path | None = None, device: str = "cpu") -> Extra
     if not path.exists():
         names = ", ".join(sorted(p.stem for p in EMBEDDED.glob("*.safetensors")))
         raise InstilError(
-            f"extractor {source}: expected inception, an embedded one ({names}), a .safetensors "
-            "file made by `python -m eval extractor`, or package.module:Class"
+            f"extractor {source}: expected inception, dinov2, clip, an embedded one ({names}), a "
+            ".safetensors file made by `python -m eval extractor`, or package.module:Class"
         )
     about, network = _read(path)
     network, shape = network.to(device), tuple(about["shape"])
@@ -159,29 +140,6 @@ def of_network(network: nn.Module, device: str = "cpu") -> Extractor:
         return features.float().cpu(), logits.float().cpu()
 
     return Extractor(f"FD-{kind}-{checkpoint.digest(network)}", True, forward)
-
-
-def _inception(weights: Path | None, device: str) -> Extractor:
-    if weights is not None and not weights.is_file():
-        raise InstilError(f"inception weights {weights}: no such file")
-    options = {} if weights is None else {"feature_extractor_weights_path": str(weights)}
-    try:
-        network = torch_fidelity.utils.create_feature_extractor(
-            INCEPTION, ["2048", "logits_unbiased"], cuda=device == "cuda", verbose=False, **options
-        )
-    except URLError as error:
-        raise InstilError(
-            f"inception: its weights could not be downloaded ({error.reason}); fetch "
-            "weights-inception-2015-12-05-6726825d.pth from torch-fidelity's v0.2.0 release and "
-            "pass it as --weights, or choose an offline extractor"
-        ) from None
-
-    def forward(pixels: Tensor) -> tuple[Tensor, Tensor]:
-        colour = pixels.expand(-1, 3, -1, -1) if pixels.shape[1] == 1 else pixels
-        features, logits = network(colour.to(device))
-        return features.cpu(), logits.cpu()
-
-    return Extractor("FID", False, forward)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], SmallCNN]:

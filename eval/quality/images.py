@@ -1,10 +1,11 @@
 """Generated images: a sampler and a range of seeds become uint8 pixels."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from eval.quality.sources import Source
 from instil.base.data import to_uint8
 from instil.base.draws import Draws
 from instil.base.processes import shared
@@ -68,3 +69,21 @@ def generate(
         return to_uint8(images).cpu()
 
     return torch.cat(shared(range(start, end, batch), make))
+
+
+def sampled(
+    sampler: Sampler,
+    name: str,
+    start: int,
+    count: int,
+    device: torch.device | str = "cpu",
+    batch: int = 250,
+) -> Source:
+    """A source of the same images, which are made as they are measured."""
+
+    def read(parts: Sequence[range]) -> Iterator[Tensor]:
+        for part in parts:
+            (images,) = batches(sampler, start + part.start, len(part), device, len(part))
+            yield to_uint8(images).cpu()
+
+    return Source(name, count, read, batch=batch)

@@ -1,27 +1,36 @@
 """Distances between sets of images: a strict, typed front of torch-fidelity."""
 
+import hashlib
 import os
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch_fidelity
 from torch import Tensor
-from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_fid import fid_statistics_to_metric
 from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
-from eval.quality.features import Extractor
-from instil.base.data import Images, load
+from eval.image_sets import distinct
+from eval.quality import sources
+from eval.quality.extraction import Features, extract, kept
+from eval.quality.extractor import Extractor
+from eval.quality.sources import Source, of_images
+from instil.base.data import Images
 from instil.base.data.files import read_arrays
 from instil.base.errors import InstilError
+from instil.base.files import replacing
 from instil.base.processes import on_main
+from instil.base.runs.monitor import note
 from instil.base.untrusted import is_file
 
 Statistics = dict[str, np.ndarray]
+CANDIDATES = 8  # nearest training images whose distances are computed exactly
 
 
 @dataclass(frozen=True)
@@ -52,44 +61,56 @@ class Reference:
         extractor: The extractor.
         scale: How features are z-scored; None for FID.
         statistics: Mean `mu` and covariance `sigma` of the features.
-        features: (N, d), or None where only statistics are known.
-        images: The images themselves, or None.
+        values: (N, d) features after scaling, or None where only statistics are known.
+        images: What stays of the images, or None.
         histogram: (K,) share of each class, as the extractor sees it; or None.
+        labels: (N,) int64 classes of the images, or None.
+        classes: Name of each class.
     """
 
     name: str
     extractor: Extractor
     scale: Scale | None
     statistics: Statistics
-    features: Tensor | None = None
-    images: Images | None = None
+    values: Tensor | None = None
+    images: Features | None = None
     histogram: Tensor | None = None
+    labels: Tensor | None = None
+    classes: tuple[str, ...] = ()
 
 
-def reference_of(images: Images, extractor: Extractor) -> Reference:
+def reference_of(images: Images | Tensor | Source, extractor: Extractor) -> Reference:
     """Make a reference of images.
 
     Raises:
         InstilError: Fewer than two images.
     """
-    if len(images) < 2:
-        raise InstilError(
-            f"{images.source}: a reference needs at least 2 images, got {len(images)}"
-        )
-    features, logits = extractor(images.pixels)
-    scale = None
+    source = images if isinstance(images, Source) else of_images(images)
+    (features,) = extract(source, [extractor])
+    return reference_of_features(features, source.name, extractor)
+
+
+def reference_of_features(features: Features, name: str, extractor: Extractor) -> Reference:
+    """Make a reference of images whose features are known.
+
+    Raises:
+        InstilError: Fewer than two images.
+    """
+    if len(features) < 2:
+        raise InstilError(f"{name}: a reference needs at least 2 images, got {len(features)}")
+    scale, values = None, features.values
     if extractor.standardize:
-        std = features.std(0)
-        scale = Scale(features.mean(0), std, std > 1e-3 * std.max())
-        features = scale(features)
+        std = values.std(0)
+        scale = Scale(values.mean(0), std, std > 1e-3 * std.max())
+        values = scale(values)
     return Reference(
-        f"{images.source} ({len(images)} images, {images.digest()})",
+        f"{name} ({len(features)} images, {features.digest})",
         extractor,
         scale,
-        _statistics(features),
+        statistics(values),
+        values,
         features,
-        images,
-        _histogram(logits),
+        _histogram(features.logits) if features.logits.shape[1] else None,
     )
 
 
@@ -104,7 +125,17 @@ def reference_of_statistics(path: Path, extractor: Extractor) -> Reference:
             f"{path}: published statistics are Inception's, so they need --extractor inception, "
             f"not {extractor.name}"
         )
-    arrays = read_arrays(path, ("mu", "sigma"))
+    arrays = read_arrays(path, ("mu", "sigma", "protocol"))
+    asked = extractor.protocol
+    if "protocol" in arrays:
+        made = str(arrays["protocol"])
+        if made != asked:
+            raise InstilError(f"{path}: made with --protocol {made}, not {asked}; give that one")
+    else:
+        note(
+            f"{path}: does not say how images were resized; taken as {asked}. Of pytorch-fid or "
+            "clean-fid it needs --protocol pytorch-fid or clean"
+        )
     try:
         mu, sigma = (np.asarray(arrays[key], np.float64) for key in ("mu", "sigma"))
     except (KeyError, ValueError, TypeError) as error:
@@ -122,40 +153,98 @@ def load_reference(source: str, extractor: Extractor) -> Reference:
     Raises:
         InstilError: Nothing of the kind, or it cannot be read.
     """
-    if source in torch_fidelity.registry.DATASETS_REGISTRY:
-        return reference_of(_registered(source), extractor)
+    read = partial(sources.load, colour=extractor.colour, mixed=extractor.mixed)
+    return load_references(source, [extractor], read)[0]
+
+
+def load_references(
+    source: str, extractors: Sequence[Extractor], read: Callable[[str], Source]
+) -> list[Reference]:
+    """A reference per extractor, by one pass through the images.
+
+    Features by extractors with an `identity` are kept in the user's cache, by the images' content.
+
+    Args:
+        source: Images, a file of statistics, or a name that torch-fidelity knows.
+        extractors: What extracts the features.
+        read: Makes a source of a description.
+
+    Raises:
+        InstilError: Nothing of the kind, or it cannot be read.
+    """
     path = Path(source)
     if path.suffix == ".npz" and is_file(path) and len(read_arrays(path, ("mu", "sigma"))) == 2:
-        return reference_of_statistics(path, extractor)
-    return reference_of(load(source), extractor)
+        return [reference_of_statistics(path, extractor) for extractor in extractors]
+    known = source in torch_fidelity.registry.DATASETS_REGISTRY
+    images = _registered(source) if known else read(source)
+    if len(extractors) == 1 and extractors[0].identity and images.digest:
+        key = hashlib.sha256(f"{images.digest()} {extractors[0].identity}".encode()).hexdigest()[
+            :16
+        ]
+        found = [kept(key, lambda: extract(images, extractors)[0])]
+    else:
+        found = extract(images, extractors)
+    about = {"labels": images.labels, "classes": images.classes}
+    return [
+        replace(reference_of_features(each, images.name, extractor), **about)
+        for each, extractor in zip(found, extractors, strict=True)
+    ]
 
 
-def _registered(name: str) -> Images:
+def save_statistics(reference: Reference, path: Path) -> None:
+    """Write mean and covariance with the protocol of their extractor."""
+    with replacing(path) as partly, partly.open("wb") as file:
+        arrays = reference.statistics | {"protocol": np.array(reference.extractor.protocol)}
+        np.savez(file, allow_pickle=False, **arrays)
+
+
+def _registered(name: str) -> Source:
     """A data set registered with torch-fidelity, such as cifar10-train; it downloads it."""
     make = torch_fidelity.registry.DATASETS_REGISTRY[name]
     root = os.environ.get("INSTIL_DATA", "data")
     try:
         images = make(root, True)
-        return Images(torch.stack([images[i] for i in range(len(images))]), None, (), name)
     except (RuntimeError, OSError) as error:
         raise InstilError(
             f"{name}: not below {root} and could not be downloaded ({error}); "
             "set INSTIL_DATA to the folder that holds it"
         ) from None
 
+    def read(parts: Sequence[range]) -> Iterator[Tensor]:
+        return (torch.stack([images[number] for number in part]) for part in parts)
 
-def distance(pixels: Tensor, reference: Reference) -> float:
-    """Fréchet distance of images (N, C, H, W) uint8 to a reference."""
-    features, _ = reference.extractor(pixels)
-    features = reference.scale(features) if reference.scale else features
-    return on_main(lambda: frechet(_statistics(features), reference.statistics))
+    return Source(name, len(images), read)
 
 
-def measure(pixels: Tensor, reference: Reference, labels: Tensor | None = None) -> dict[str, float]:
+def distance(images: Images | Tensor | Source, reference: Reference) -> float:
+    """Fréchet distance of images to a reference."""
+    source = images if isinstance(images, Source) else of_images(images)
+    (features,) = extract(source, [reference.extractor])
+    return distance_of(features.values, reference)
+
+
+def distance_of(values: Tensor, reference: Reference) -> float:
+    """Fréchet distance of images with the features (N, d) to a reference."""
+    values = reference.scale(values) if reference.scale else values
+    return on_main(lambda: frechet(statistics(values), reference.statistics))
+
+
+def measure(
+    images: Images | Tensor | Source, reference: Reference, labels: Tensor | None = None
+) -> dict[str, float]:
+    """Compare generated images with a reference; see `figures`."""
+    source = images if isinstance(images, Source) else of_images(images)
+    (features,) = extract(source, [reference.extractor])
+    return figures(features, reference, labels)
+
+
+def figures(
+    features: Features, reference: Reference, labels: Tensor | None = None
+) -> dict[str, float]:
     """Compare generated images with a reference.
 
     Args:
-        pixels: (N, C, H, W) uint8.
+        features: Those of the N images.
         reference: With its extractor.
         labels: (N,) int64 the images were conditioned on; for `label_accuracy`.
 
@@ -168,27 +257,23 @@ def measure(pixels: Tensor, reference: Reference, labels: Tensor | None = None) 
         label_accuracy: Share of images the extractor puts into the class asked for.
         copies: Share of images that repeat a reference image (`copy_rate`).
     """
-    features, logits = reference.extractor(pixels)
-    return on_main(lambda: _figures(pixels, features, logits, reference, labels))
+    return on_main(lambda: _figures(features, reference, labels))
 
 
-def _figures(
-    pixels: Tensor,
-    features: Tensor,
-    logits: Tensor,
-    reference: Reference,
-    labels: Tensor | None,
-) -> dict[str, float]:
-    features = reference.scale(features) if reference.scale else features
-    result = {"fd": frechet(_statistics(features), reference.statistics)}
-    if not reference.extractor.standardize:
+def _figures(features: Features, reference: Reference, labels: Tensor | None) -> dict[str, float]:
+    values = reference.scale(features.values) if reference.scale else features.values
+    logits = features.logits
+    result = {"fd": frechet(statistics(values), reference.statistics)}
+    if logits.shape[1] and not reference.extractor.standardize:
         score = isc_features_to_metric(logits, splits=10, shuffle=True, rng_seed=2020)
         result["inception_score"] = float(score["inception_score_mean"])
-    if reference.features is not None:
-        count = min(len(features), len(reference.features))
-        mine, theirs = features[:count], reference.features[:count]
+    if reference.values is not None:
+        count = min(len(values), len(reference.values))
+        mine, theirs = values[:count], reference.values[:count]
         kid = kid_features_to_metric(mine, theirs, kid_subset_size=min(1000, count), verbose=False)
-        prc = prc_features_to_metric(mine, theirs, save_cpu_ram=True, verbose=False)
+        prc = prc_features_to_metric(
+            mine, theirs, save_cpu_ram=True, prc_batch_size=2048, verbose=False
+        )
         result["kid"] = float(kid["kernel_inception_distance_mean"])
         result |= {key: float(prc[key]) for key in ("precision", "recall")}
     if reference.histogram is not None and reference.extractor.standardize:
@@ -196,8 +281,11 @@ def _figures(
         result["class_tv"] = 0.5 * gap.abs().sum().item()
         if labels is not None:
             result["label_accuracy"] = (logits.argmax(1) == labels).double().mean().item()
-    if reference.images is not None:
-        result["copies"] = copy_rate(pixels, reference.images.pixels)
+    if (
+        reference.images is not None
+        and features.small.shape[1:] == reference.images.small.shape[1:]
+    ):
+        result["copies"] = copy_rate(features.small, reference.images.small)
     return result
 
 
@@ -218,12 +306,15 @@ def copy_rate(pixels: Tensor, training: Tensor) -> float:
         pixels: (N, C, H, W) uint8.
         training: (M, C, H, W) uint8, M at least 2; repeated images count once.
     """
-    theirs = training.flatten(1).unique(dim=0).float()
+    theirs = training[distinct(training)].flatten(1).float()
+    squares, near = theirs.square().sum(1), min(CANDIDATES, len(theirs))
     copies = 0
     for part in pixels.flatten(1).float().split(1000):
-        # "donot_use_mm": the matrix-product form turns a distance of zero into a rounding error.
-        mode = "donot_use_mm_for_euclid_dist"
-        nearest = torch.cdist(part, theirs, compute_mode=mode).topk(2, largest=False).values
+        # Squares by a matrix product are fast and rounded, so the nearest few are computed again.
+        rough = squares - 2 * part @ theirs.mT
+        rows = rough.topk(near, largest=False).indices
+        exact = torch.stack([(part - theirs[row]).double().norm(dim=1) for row in rows.mT], 1)
+        nearest = exact.topk(2, largest=False).values
         copies += int((nearest[:, 0] < nearest[:, 1] / 3).sum())
     return copies / len(pixels)
 
@@ -241,9 +332,12 @@ def spread(values: list[dict[str, float]], count: int) -> dict[str, dict[str, fl
     }
 
 
-def _statistics(features: Tensor) -> Statistics:
-    found: dict[str, Any] = fid_features_to_statistics(features.double())
-    return found
+def statistics(values: Tensor) -> Statistics:
+    """Mean and covariance of features (N, d), summed in float64 over blocks."""
+    mean = values.mean(0, dtype=torch.float64)
+    blocks = (block.double() - mean for block in values.split(4096))
+    scatter = sum((block.mT @ block for block in blocks), torch.zeros(()))
+    return {"mu": mean.numpy(), "sigma": (scatter / (len(values) - 1)).numpy()}
 
 
 def _histogram(logits: Tensor) -> Tensor:

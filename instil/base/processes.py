@@ -1,6 +1,6 @@
 """Sharing work between the processes of one launch; with one process, just doing it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 from accelerate.utils import broadcast_object_list, gather_object
@@ -49,8 +49,13 @@ def shared(parts: Sequence[P], work: Callable[[P], R]) -> list[R]:
     Every process must call this function with the same parts. Results do not depend on the number
     of processes.
     """
+    return shared_stream(parts, lambda share: map(work, share))
+
+
+def shared_stream(parts: Sequence[P], work: Callable[[Sequence[P]], Iterable[R]]) -> list[R]:
+    """Like `shared`, by work that turns the parts of a process into as many results, in order."""
     rank, count = place()
-    mine = [work(part) for part in parts[rank::count]]
+    mine = list(work(parts[rank::count]))
     if count == 1:
         return mine
     everybody = gather_object([mine])

@@ -4,8 +4,8 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,11 +13,13 @@ from torch import Tensor
 from instil.base.checkpoint import read_tensors, write_tensors
 from instil.base.errors import InstilError
 from instil.base.files import cache_folder
-from instil.base.untrusted import LARGEST, read_json, read_text
+from instil.base.untrusted import LARGEST, is_dir, read_json, read_text
 from instructors.denoiser import Condition
 from instructors.families import ENCODERS
 from instructors.instructor import Card
-from instructors.sources import download, weights_hash
+from instructors.pipelines import INDEX, NETWORKS, parts_of, read_pipeline
+from instructors.sources import locate
+from instructors.weights import weights_hash
 
 BATCH = 16
 Tensors = dict[str, Tensor]
@@ -54,23 +56,30 @@ def encode(
     Raises:
         InstilError: The pipeline is not known, is incomplete, or `transformers` is missing.
     """
-    folder = card.folder
-    if not Path(card.source).is_dir():
-        folder = download(card.source, ["*.json", "*.txt", "text_encoder*/*", "tokenizer*/*"])
-    index = folder / "model_index.json"
-    name = read_json(index).get("_class_name") if index.exists() else None
+    index = card.folder / INDEX
+    content = read_json(index) if index.exists() else {}
+    name = content.get("_class_name")
     if name not in ENCODERS:
         raise InstilError(
             f"{card.source}: prompts are encoded by a whole pipeline, got {name}; "
             f"supported: {', '.join(ENCODERS)}"
         )
-    path = cache_folder() / f"prompts-{_key(folder, name, prompts, negative)}.safetensors"
-    if not path.exists():
-        tensors = _encode(card.source, folder, name, prompts, negative, device)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{os.getpid()}-{path.name}")
-        write_tensors(partial, tensors)
-        partial.replace(path)
+    encoders = [part for part in parts_of(content) if part.startswith("text_encoder")]
+    folder = card.folder
+    if not is_dir(card.source):
+        place = locate(card.source)
+        place.fetch(encoders, ["tokenizer*/*"])
+        folder = place.folder
+    try:
+        path = cache_folder() / f"prompts-{_key(folder, name, prompts, negative)}.safetensors"
+        if not path.exists():
+            tensors = _encode(folder, name, prompts, negative, device)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_name(f".{os.getpid()}-{path.name}")
+            write_tensors(partial, tensors)
+            partial.replace(path)
+    except InstilError as error:
+        raise InstilError(f"{card.source}: text encoders cannot be loaded: {error}") from None
     tensors = read_tensors(path)
     null = {key.removeprefix("null_"): value for key, value in tensors.items() if "null_" in key}
     table = {key: value for key, value in tensors.items() if "null_" not in key}
@@ -79,30 +88,17 @@ def encode(
 
 @torch.no_grad()
 def _encode(
-    source: str,
     folder: Path,
     name: str,
     prompts: Sequence[str],
     negative: str,
     device: torch.device | str,
 ) -> Tensors:
-    try:
-        import diffusers
-        import transformers  # noqa: F401, the encoders' library, an extra
-    except ImportError:
-        raise InstilError(
-            "prompts: text encoders need the package transformers; pip install 'instil[text]'"
-        ) from None
-    parts = {"vae": None, "unet": None, "transformer": None, "safety_checker": None}
-    index = read_json(folder / "model_index.json")
-    absent = {key: value for key, value in parts.items() if key in index}
-    try:
-        pipeline: Any = getattr(diffusers, name).from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, **absent
-        )
-    except Exception as error:  # a missing or broken file surfaces as a dozen kinds of error
-        reason = " ".join(str(error).split())
-        raise InstilError(f"{source}: text encoders cannot be loaded ({reason})") from None
+    if find_spec("transformers") is None:
+        raise InstilError("they need the package transformers; pip install 'instil[text]'")
+    index = read_json(folder / INDEX)
+    absent = {part: None for part in ("vae", *NETWORKS) if part in index}
+    pipeline = read_pipeline(folder, absent)
     pipeline.to(device)
     encoder = ENCODERS[name]
     batches = [list(prompts[first : first + BATCH]) for first in range(0, len(prompts), BATCH)]

@@ -105,7 +105,7 @@ def test_files_that_are_no_images(folder, tmp_path):
     with pytest.raises(InstilError, match="holds no images"):
         data.load(str(tmp_path / "empty"))
     Image.new("RGB", (5, 5)).save(folder / "dog" / "9.png")
-    with pytest.raises(InstilError, match=r"dog/9.png has the shape \(5, 5, 3\)"):
+    with pytest.raises(InstilError, match=r"dog/9.png has the shape \(3, 5, 5\)"):
         data.load(str(folder))
     (folder / "cat" / "0.png").write_bytes(b"no")
     with pytest.raises(InstilError, match=r"cat/0.png is not a readable image"):

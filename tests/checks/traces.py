@@ -34,7 +34,11 @@ def phase(run: Path, recipe: Recipe) -> str:
     last = step == recipe.train.steps
     looks = {(record["step"], key) for record in records(run) for key in record}
     measured = not _due(step, recipe.evaluation.every, last) or (step, "fd") in looks
-    drawn = not _due(step, recipe.pictures_every, last) or (step, "gauges") in looks
+    drawn = (
+        not recipe.pictures_every
+        or not _due(step, recipe.pictures_every, last)
+        or (step, "gauges") in looks
+    )
     if not (measured and drawn):
         return "evaluation on the way"
     return "final evaluation" if last else "updates"

@@ -6,6 +6,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from torch._functorch import config
 
 from distill.build import full_copy
 from distill.cost.plan import forwards_per_update
@@ -145,3 +146,23 @@ def test_keys_for_speed_leave_the_update_as_it_is(setting, divergence, keys):
     torch.testing.assert_close(found[0][0], found[1][0], rtol=tolerance, atol=tolerance)
     cosine = torch.nn.functional.cosine_similarity(found[0][1], found[1][1], dim=0)
     assert cosine > 0.9 if "precision" in keys else cosine > 0.99
+
+
+@pytest.mark.parametrize(("kind", "donated"), [("ikl", True), ("sid", False)])
+def test_buffers_are_kept_where_a_graph_is_walked_twice_and_only_there(
+    setting, monkeypatch, kind, donated
+):
+    instructor, student, fake = setting
+    method = Method().replace(divergence=kind, train={"steps": 2, "batch": 4})
+    divergence, seen = type(method.divergence), []
+    call = divergence.__call__
+
+    def watched(self, *arguments):
+        seen.append(config.donated_buffer)
+        return call(self, *arguments)
+
+    monkeypatch.setattr(divergence, "__call__", watched)
+    state, before = State.fresh(student, fake, method), config.donated_buffer
+    for _ in train(state, instructor, method, Accelerator(cpu=True)):
+        assert config.donated_buffer == before
+    assert seen == [donated, donated]

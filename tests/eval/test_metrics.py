@@ -188,8 +188,8 @@ def test_dead_features_are_dropped():
     reference = metrics.reference_of(
         data.Images(pixels, None, (), "random"), features.Extractor("FD-x", True, forward)
     )
-    assert reference.features.shape == (50, 4)
-    torch.testing.assert_close(reference.features.std(0), torch.ones(4))
+    assert reference.values.shape == (50, 4)
+    torch.testing.assert_close(reference.values.std(0), torch.ones(4))
     assert np.isfinite(metrics.distance(pixels, reference))
 
 
@@ -214,7 +214,7 @@ def test_statistics_are_a_reference_for_inception_only(tmp_path, extractor):
     with pytest.raises(InstilError, match="published statistics are Inception's"):
         metrics.load_reference(str(path), extractor)
     inception = features.Extractor("FID", False, extractor.forward)
-    assert metrics.load_reference(str(path), inception).features is None
+    assert metrics.load_reference(str(path), inception).values is None
     np.savez(path, mu=np.zeros(10), sigma=np.eye(10))
     with pytest.raises(InstilError, match=r"expected mu \(2048,\)"):
         metrics.load_reference(str(path), inception)

@@ -25,10 +25,11 @@ from instructors.__main__ import main as instructors
 from instructors.denoiser import Condition
 from instructors.load import load
 from instructors.lora import Lora
-from instructors.sources import network_folder, weights_hash
+from instructors.sources import network_folder
 from instructors.transfer import ARMS
 from instructors.transfer.adapt import Target, adapt, save
 from instructors.transfer.arms import Transfer
+from instructors.weights import weights_hash
 
 QUICK = ("steps=12", "batch=8", "stopping.every=4", "optimizer.warmup=1")
 

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from instil.base.data.files import KINDS, _load_path
+from instil.base.data.files import KINDS, load_path
 from instil.base.data.images import Images
 from instil.base.errors import InstilError
 from instil.base.untrusted import is_dir, is_file
@@ -41,7 +41,7 @@ def load(source: str) -> Images:
             mixed, or a class filter names no class.
     """
     if is_file(source) or is_dir(source):
-        return _load_path(Path(source), source)
+        return load_path(Path(source), source)
     name, *rest = source.split(":")
     reader: Callable[[str, str], Images] | None = READERS.get(name)
     if reader is None and not (is_file(name) or is_dir(name)):
@@ -54,7 +54,7 @@ def load(source: str) -> Images:
     filters = [part for part in rest if part not in splits]
     if len(filters) > 1 or len(rest) - len(filters) > 1:
         raise InstilError(f"{source}: expected {name}[:split][:classes], splits are {splits}")
-    images = reader(split, source) if reader else _load_path(Path(name), source)
+    images = reader(split, source) if reader else load_path(Path(name), source)
     if not filters:
         return images
     return _filter(images, GROUPS.get(name, {}).get(filters[0], filters[0]))
@@ -155,7 +155,7 @@ def _cifar10(split: str, source: str) -> Images:
             f"{source}: no cifar10*{split}.zip below {root}; make one of class folders with images "
             "and set INSTIL_DATA to the folder that holds it"
         )
-    return _load_path(found[0], source)
+    return load_path(found[0], source)
 
 
 READERS = {"digits": _digits, "mnist": _mnist, "mnist14": _mnist14, "cifar10": _cifar10}

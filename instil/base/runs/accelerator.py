@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import (
@@ -113,6 +114,7 @@ def finish(accelerator: Accelerator) -> None:
     """
     log.keep(None)
     accelerator.free_memory()
-    gc.collect()
+    if dist.is_available() and dist.is_initialized():
+        gc.collect()
     accelerator.end_training()
     AcceleratorState._reset_state()  # the next run of this process may have another precision

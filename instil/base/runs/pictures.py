@@ -2,26 +2,25 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
 from instil.base.files import replacing
 
+if TYPE_CHECKING:  # takes a second to import
+    from matplotlib.figure import Figure
+
 
 def sheet(pixels: Tensor, columns: int) -> Tensor:
-    """Lay out uint8 images (N, C, H, W) row by row as one (3, height, width)."""
-    count, channels, height, width = pixels.shape
-    if channels not in (1, 3):
-        raise ValueError(f"pictures need 1 or 3 channels, got {channels}")
-    rows = -(-count // columns)
-    canvas = pixels.new_full((channels, rows * (height + 1) - 1, columns * (width + 1) - 1), 128)
-    for number, image in enumerate(pixels):
-        top, left = number // columns * (height + 1), number % columns * (width + 1)
-        canvas[:, top : top + height, left : left + width] = image
-    return canvas.expand(3, -1, -1)
+    """Lay out uint8 images (N, C, H, W), C 1 or 3, row by row as one (3, height, width)."""
+    from torchvision.utils import make_grid  # a second to import
+
+    if len(pixels) == 1:  # which make_grid gives no frame
+        return pixels[0].expand(3, -1, -1)
+    return make_grid(pixels, nrow=columns, padding=1, pad_value=128)[:, 1:-1, 1:-1]
 
 
 def save_picture(sheets: Sequence[Tensor], path: Path, zoom: int = 1) -> None:
@@ -35,7 +34,7 @@ def save_picture(sheets: Sequence[Tensor], path: Path, zoom: int = 1) -> None:
         picture.resize(size, Image.Resampling.NEAREST).save(partial, format="PNG")
 
 
-def save_figure(figure: Figure, path: Path) -> None:
+def save_figure(figure: "Figure", path: Path) -> None:
     """Write a PNG, or what the path's suffix says."""
     with replacing(path) as partial:
         figure.savefig(partial, dpi=110, format=path.suffix[1:] or "png")
