@@ -58,8 +58,8 @@ def adapter_of(scheduler: Mapping[str, Any]) -> type[Adapter]:
     schedule, prediction = schedule_of(scheduler), prediction_of(scheduler)
     if prediction == FLOW:
         return Flow
-    continuous = "timestep_type" in schedule.process and "continuous" == scheduler.get(
-        "timestep_type"
+    continuous = (
+        "timestep_type" in schedule.process and scheduler.get("timestep_type") == "continuous"
     )
     return Karras if continuous and prediction == "v_prediction" else ADAPTERS[schedule.adapter]
 

@@ -29,10 +29,12 @@ SAMPLING = frozenset(
     stochastic_sampling tau_func thresholding time_shift_type timestep_scaling timestep_spacing
     upscale_mode use_beta_sigmas use_dynamic_shifting use_exponential_sigmas use_karras_sigmas
     use_lu_lambdas variance_type
-    """.split()
+    """.split()  # noqa: SIM905
 )
 # Of releases before 0.12, with no effect on the process either.
-FORMER = frozenset(("predict_epsilon", "tensor_format", "timestep_values"))
+FORMER = ("predict_epsilon", "tensor_format", "timestep_values")
+OTHER = ("prediction_type", "timestep_type", "use_flow_sigmas", "invert_sigmas", "sampled")
+KNOWN = SAMPLING.union(FORMER, ZERO, EDM, OTHER)
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,3 @@ def schedule_of(scheduler: Mapping[str, Any]) -> Schedule:
                 "not supported; leave it out if the process does not depend on it"
             )
     return schedule
-
-
-KNOWN = SAMPLING | FORMER | {*ZERO, *EDM, "prediction_type", "timestep_type", "use_flow_sigmas"}
-KNOWN |= {"invert_sigmas", "sampled"}

@@ -141,8 +141,7 @@ def agree(name, settings):
         return False
     try:
         denoiser = ours(name, settings)
-    except InstilError as error:
-        assert "schedule" in str(error)
+    except InstilError:
         return False
     for level, noisy, clean in theirs(name, settings):
         if not 0.999 * denoiser.sigma_min < level < 1.001 * denoiser.sigma_max:
