@@ -3,6 +3,7 @@
 import hashlib
 import json
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from instil.base import data
 from instil.base.errors import InstilError
 from instil.base.files import cache_folder
 from instil.base.processes import on_main
+from instil.base.runs.monitor import cache_may_fail
 from instil.base.runs.report import environment, write_json
 from instil.base.untrusted import read_json
 from instructors.instructor import Instructor
@@ -131,8 +133,9 @@ class Evaluator:
         about = {"protocol": self.describe(), "nfe": nfe, "environment": environment()}
 
         def keep() -> None:
-            cache.parent.mkdir(parents=True, exist_ok=True)
-            write_json(cache, _read(cache) | {key: about | {"figures": figures}})
+            with nullcontext() if record else cache_may_fail():
+                cache.parent.mkdir(parents=True, exist_ok=True)
+                write_json(cache, _read(cache) | {key: about | {"figures": figures}})
 
         on_main(keep)
         return figures

@@ -17,6 +17,7 @@ from eval.quality.sources import Batch, Source
 from instil.base import checkpoint
 from instil.base.files import cache_folder
 from instil.base.processes import is_main, on_main, shared_stream
+from instil.base.runs.monitor import cache_may_fail
 
 SMALL = 32  # side of the copies of images that stay
 
@@ -83,8 +84,9 @@ def kept(key: str, make: Callable[[], Features]) -> Features:
     tensors = {name: getattr(features, name) for name in ("values", "logits", "small")}
 
     def write() -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_tensors(path, tensors, {"about": json.dumps(about)})
+        with cache_may_fail():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            checkpoint.write_tensors(path, tensors, {"about": json.dumps(about)})
 
     on_main(write)
     return features

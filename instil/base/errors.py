@@ -1,7 +1,9 @@
 """The error for bad input, and how commands report it."""
 
+import atexit
 import errno
 import functools
+import gc
 import io
 import os
 import re
@@ -23,6 +25,8 @@ SMALLER = (
     "out of memory; a smaller batch, or a larger train.accumulation, needs less, and "
     "`python -m distill RECIPE --dry-run` says how much"
 )
+
+atexit.register(gc.freeze)  # else the interpreter visits each object of torch when it ends: seconds
 
 
 class InstilError(ValueError):

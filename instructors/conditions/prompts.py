@@ -13,6 +13,7 @@ from torch import Tensor
 from instil.base.checkpoint import read_tensors, write_tensors
 from instil.base.errors import InstilError
 from instil.base.files import cache_folder
+from instil.base.runs.monitor import cache_may_fail
 from instil.base.untrusted import LARGEST, is_dir, read_json, read_text
 from instructors.denoiser import Condition
 from instructors.families import ENCODERS
@@ -72,15 +73,17 @@ def encode(
         folder = place.folder
     try:
         path = cache_folder() / f"prompts-{_key(folder, name, prompts, negative)}.safetensors"
-        if not path.exists():
+        if path.exists():
+            tensors = read_tensors(path)
+        else:
             tensors = _encode(folder, name, prompts, negative, device)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(f".{os.getpid()}-{path.name}")
-            write_tensors(partial, tensors)
-            partial.replace(path)
+            with cache_may_fail():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                partial = path.with_name(f".{os.getpid()}-{path.name}")
+                write_tensors(partial, tensors)
+                partial.replace(path)
     except InstilError as error:
         raise InstilError(f"{card.source}: text encoders cannot be loaded: {error}") from None
-    tensors = read_tensors(path)
     null = {key.removeprefix("null_"): value for key, value in tensors.items() if "null_" in key}
     table = {key: value for key, value in tensors.items() if "null_" not in key}
     return Condition(**table), Condition(**null) if null else None

@@ -138,6 +138,11 @@ def test_resume_under_two_processes(tiny, tmp_path, weights, assert_same):
     # One process draws the same numbers and differs by the order of float32 sums alone.
     assert main([*quick, "name=one"]) == 0
     one = weights(tmp_path / "runs" / "one")
+    logged = []
+    for name in ("whole", "one"):
+        lines = (tmp_path / "runs" / name / "metrics.jsonl").read_text().splitlines()
+        logged.append([row["fake"] for row in map(json.loads, lines) if "fake" in row])
+    torch.testing.assert_close(*logged, rtol=1e-4, atol=0)  # both are of the whole batch
     for name, tensor in whole.items():
         if name.startswith("student.") or name.startswith("fake."):
             torch.testing.assert_close(tensor, one[name], rtol=0, atol=2e-5)
@@ -217,9 +222,60 @@ def test_bf16_trains_and_stays_near_float32(tiny, tmp_path):
     assert records[0]["fake"] != records[1]["fake"]
 
 
-def test_trackers_write_what_accelerate_offers(tiny, tmp_path):
-    assert main([*tiny, "evaluation.extractor=null", "trackers=[tensorboard]"]) == 0
-    assert list((tmp_path / "runs").rglob("events.out.tfevents*"))
+def test_trackers_follow_each_run_in_its_own_folder(tiny, tmp_path):
+    words = [*tiny, "evaluation.extractor=null", "trackers=[tensorboard]"]
+    assert main([*words, "train.steps=1"]) == 0
+    assert main([*words, "train.steps=2", "--resume"]) == 0
+    runs = tmp_path / "runs"
+    assert [path.name for path in runs.iterdir()] == ["digits"]
+    assert len(list((runs / "digits" / "instil").glob("events.out.tfevents*"))) == 2
+    shown = next((runs / "digits" / "instil").glob("*/hparams.yml"))
+    assert "train.batch: 8" in shown.read_text()
+
+
+@pytest.mark.parametrize(
+    ("tracker", "said"), [("trackio", "pip install 'instil[trackio]'"), ("wandb", "wandb login")]
+)
+def test_trackers_that_could_not_follow_are_refused(
+    tiny, tmp_path, monkeypatch, capsys, tracker, said
+):
+    present = {"trackio": None, "wandb": "here"}
+    monkeypatch.setattr("instil.base.runs.trackers.find_spec", present.get)
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main([*tiny, f"trackers=[{tracker}]"]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("ACCELERATE_USE_MEGATRON_LM", "true", "plain data parallelism"),
+        ("ACCELERATE_MIXED_PRECISION", "fp8", "expected bf16 or no"),
+        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "train.compile=true"),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "train.accumulation"),
+        ("MASTER_PORT", "29500", "torchrun --standalone"),
+    ],
+)
+def test_what_a_launcher_asks_and_a_run_cannot_give_is_refused(
+    tiny, tmp_path, monkeypatch, capsys, name, value, said
+):
+    monkeypatch.setenv(name, value)
+    assert main(tiny) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(tiny, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()  # a folder cannot be made below it, even by root
+    monkeypatch.setenv("INSTIL_CACHE", str(tmp_path / "file" / "cache"))
+    assert main([*tiny, "train.steps=1"]) == 0
+    assert "is done without" in capsys.readouterr().err
+    assert (tmp_path / "runs" / "digits" / "report.json").exists()
 
 
 def test_dry_run_says_what_it_would_cost_and_does_nothing(tiny, tmp_path, capsys):

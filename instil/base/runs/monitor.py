@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from instil.base.errors import InstilError
-from instil.base.files import reason, write_text
+from instil.base.files import cache_folder, reason, write_text
 from instil.base.runs import log
 
 P = TypeVar("P")
@@ -142,6 +142,18 @@ def note(text: str) -> None:
     """One plain line to stderr, and to `run.log` inside a run: remarks, never results."""
     print(text, file=sys.stderr, flush=True)  # noqa: T201
     log.append(text)
+
+
+@contextmanager
+def cache_may_fail() -> Iterator[None]:
+    """Go on, and say so, where the cache cannot be written inside the block."""
+    try:
+        yield
+    except OSError as error:
+        note(
+            f"{cache_folder()}: the cache cannot be written ({reason(error)}) and is done without; "
+            "INSTIL_CACHE names another folder"
+        )
 
 
 def track(parts: Sequence[P], label: str | None) -> Iterator[P]:

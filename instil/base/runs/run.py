@@ -138,6 +138,10 @@ class Run:
         try:
             with self.signals.heeded(self._stop_at_once):
                 yield
+        except Stopped:
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
+            raise
         except Exception:
             if self.lock and self.new and self.state.step == 0:
                 shutil.rmtree(self.folder, ignore_errors=True)
