@@ -200,7 +200,8 @@ class Distillation:
         self.export(self.folder / "student")
         if self.accelerator.is_main_process:
             show_report(report)
-            note(f"student: {self.folder / 'student'}   pictures: {self.folder / 'samples'}")
+            drawn = f"   pictures: {self.folder / 'samples'}" if self.recipe.pictures_every else ""
+            note(f"student: {self.folder / 'student'}{drawn}")
         finish(self.accelerator)
 
     def _facts(self, choice: Choice, seconds: float) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from instil.base.optimizer import Adam
 from instil.base.runs.recipe import RunRecipe
 from instructors.conditions.conditioning import Blending, Conditioning
 from instructors.lora import Lora
+from instructors.source import Named
 from students.source import Source
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -161,7 +162,8 @@ class Recipe(RunRecipe, Method):
     """A whole distillation: the method, the models it is applied to, and what is written.
 
     Attributes:
-        instructor: Model to distil: a folder, a hub id, or an embedded name.
+        instructor: Model to distil: a folder, a hub id (`ID@REVISION`), an embedded name, or a
+            mapping of source, revision, variant and subfolder.
         preflight: File written by `python -m eval preflight --out`; its choices replace those of
             the recipe, and the command line replaces both.
         side: Height and width of samples, for networks of any size; null for the network's own.
@@ -174,7 +176,7 @@ class Recipe(RunRecipe, Method):
         trackers: Services that record the run's numbers.
     """
 
-    instructor: Location
+    instructor: Named
     preflight: Location | None = None
     side: PositiveInt | None = None
     conditioning: Conditioning = Conditioning()

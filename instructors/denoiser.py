@@ -82,6 +82,7 @@ class Denoiser(nn.Module, ABC):
         prediction: The network's output, in a word.
         learned_variance: Whether the network has a variance in further channels, which D drops.
         exact: Whether the network is never autocast, since the cost of rounding grows with sigma.
+        null_names: Names of the tensors of the null condition; none without one.
         halved: Whether the network is always autocast: its weights are kept in half precision.
 
     Source:
@@ -98,7 +99,7 @@ class Denoiser(nn.Module, ABC):
     learned_variance: bool = False
     exact: bool = False
     halved: bool = False
-    _null: tuple[str, ...] = ()
+    null_names: tuple[str, ...] = ()
 
     def __init__(self) -> None:
         super().__init__()
@@ -171,18 +172,18 @@ class Denoiser(nn.Module, ABC):
         Raises:
             ValueError: The model was not trained with one.
         """
-        if not self._null:
+        if not self.null_names:
             raise ValueError(
                 f"guidance: this {type(self).__name__} has no null condition; leave guidance out"
             )
-        rows = {name: getattr(self, f"null_{name}") for name in self._null}
+        rows = {name: getattr(self, f"null_{name}") for name in self.null_names}
         return Condition(**{k: row.expand(count, *row.shape[1:]) for k, row in rows.items()})
 
     def set_null(self, row: Condition) -> None:
         """Make `row`, tensors with a leading axis of one, the null condition."""
         for name, tensor in row.items():
             self.register_buffer(f"null_{name}", tensor, persistent=False)
-        self._null = tuple(row)
+        self.null_names = tuple(row)
 
     @staticmethod
     def of(network: nn.Module, shape: tuple[int, ...], **settings: Any) -> "Denoiser":

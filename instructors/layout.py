@@ -22,7 +22,8 @@ from instructors.pipelines import NETWORKS, class_of, is_model, no_bars, parts_o
 from instructors.sources import ARCHITECTURES
 from instructors.weights import format_of
 
-IMAGES, SEED, MOST_APART = 2, 5, 1e-3  # of the rehearsal; the last in units of [0, 1]
+IMAGES, SEED = 2, 5  # drawn by the rehearsal
+MOST_APART = 1e-3  # between two images in [0, 1]
 FACTS = ("prediction", "shape", "classes", "learned_variance")
 
 
@@ -164,6 +165,8 @@ def _compare(denoiser: Adapter, again: Denoiser) -> None:
 
 def _facts(denoiser: Denoiser) -> dict[str, Any]:
     facts = {key: getattr(denoiser, key) for key in FACTS}
+    if "label" in denoiser.null_names:  # the label without a class, which a recipe may have named
+        facts["classes"] += 1
     return facts | {key: tuple(value.shape) for key, value in denoiser.state_dict().items()}
 
 

@@ -28,6 +28,12 @@ def parts_of(index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     }
 
 
+def names_checker(folder: Path) -> bool:
+    """Whether the pipeline in a folder names a safety checker."""
+    index = read_json(folder / INDEX) if (folder / INDEX).exists() else {}
+    return None not in (index.get("safety_checker") or [None])
+
+
 def class_of(library: str, kind: str) -> Any:
     """The class of a part.
 

@@ -10,61 +10,15 @@ from typing import Any
 from huggingface_hub import snapshot_download
 
 from instil.base.card import metadata
-from instil.base.config import Config
 from instil.base.errors import InstilError
 from instil.base.runs.monitor import note
-from instil.base.untrusted import exists, is_dir, is_file, read_json
+from instil.base.untrusted import is_dir, is_file, read_json
+from instructors.source import HUB_ID, Source
 from instructors.weights import formats
 
 ZOO = Path(str(files("instructors") / "zoo"))
 ARCHITECTURES = Path(str(files("instructors") / "architectures"))
 CONFIGURATIONS = ["*config.json", "*model_index.json", "*README.md"]
-HUB_ID = r"[\w.-]+/[\w.-]+"
-
-
-class Source(Config):
-    """The location of a model; `str` of it is the shorthand of recipes and command lines.
-
-    Attributes:
-        source: A folder, a hub id, or an embedded name.
-        revision: Branch, tag or commit of a hub id; None for its main branch.
-        variant: The word in the names of the files of weights, such as fp16; None for the best of
-            those that are there.
-        subfolder: The folder of the model inside the source.
-    """
-
-    source: str
-    revision: str | None = None
-    variant: str | None = None
-    subfolder: str | None = None
-
-    def __str__(self) -> str:
-        revision = f"@{self.revision}" if self.revision else ""
-        options = {"variant": self.variant, "subfolder": self.subfolder}
-        words = [f"{key}={value}" for key, value in options.items() if value]
-        return f"{self.source}{revision}{'?' if words else ''}{'&'.join(words)}"
-
-    @classmethod
-    def parse(cls, text: str) -> "Source":
-        """Read `SOURCE`, `ID@REVISION`, `SOURCE?variant=fp16&subfolder=DIR` or both together.
-
-        Raises:
-            InstilError: There are other options than these two.
-        """
-        if exists(text):
-            return cls(source=text)
-        place, _, query = text.partition("?")
-        options = {
-            word.partition("=")[0]: word.partition("=")[2] for word in query.split("&") if word
-        }
-        if unknown := options.keys() - {"variant", "subfolder"}:
-            raise InstilError(
-                f"{text}: {min(unknown)} is not known; expected variant=… or subfolder=…"
-            )
-        name, _, revision = place.partition("@")
-        if exists(place) or not re.fullmatch(HUB_ID, name):
-            name, revision = place, ""
-        return cls(source=name, revision=revision or None, **options)
 
 
 @dataclass(frozen=True)
@@ -229,8 +183,8 @@ def _file(name: str) -> str:
     if path.name == "model_index.json":
         return f"name its folder, {path.parent}"
     return _tensors(path) or (
-        "a single file of weights says nothing of network and schedule; `python -m instructors "
-        "convert FILE --config DIR --out DIR` makes a folder of a Stable Diffusion checkpoint"
+        "a single file of weights says nothing of network and schedule; write a folder of it by "
+        "StableDiffusionPipeline.from_single_file(FILE).save_pretrained(DIR) of diffusers"
     )
 
 

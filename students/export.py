@@ -16,6 +16,8 @@ from instructors.adapters.folder import save
 from instructors.layout import has_folder, in_diffusers, pipeline_of, read_index, side_of
 from instructors.layout import rehearse as rehearse_denoiser
 from instructors.low_rank import adapters, merged, portable
+from instructors.pipelines import names_checker
+from instructors.source import Source
 from students.few_step import FewStep
 from students.gan.generator import GAN
 from students.one_step import OneStep
@@ -33,7 +35,7 @@ LORA_USAGE = """\
 import torch
 from diffusers import DiffusionPipeline, {scheduler}
 
-pipeline = DiffusionPipeline.from_pretrained("{instructor}")
+pipeline = DiffusionPipeline.from_pretrained({instructor})
 pipeline.load_lora_weights("{folder}")
 pipeline.scheduler = {scheduler}.from_pretrained("{folder}", subfolder="scheduler")
 images = pipeline({arguments}num_inference_steps=1{further}).images
@@ -72,7 +74,8 @@ def export(
     write = _lora_writer(student, loader) if loader else _writer(student, pipeline)
     with appearing(folder) as partial:
         write(partial)
-        write_text(partial / CARD, _card(student, folder, card, bool(loader)))
+        checked = pipeline is not None and names_checker(pipeline)
+        write_text(partial / CARD, _card(student, folder, card, bool(loader), checked))
         if levels := _levels(student):
             more = {"factory": _factory(card)} if (partial / DENOISER).exists() else {}
             if side := side_of(cast(Any, student).denoiser):
@@ -179,12 +182,15 @@ def _arguments(student: OneStep | FewStep) -> dict[str, str]:
     return {"arguments": "batch_size=16, ", "further": labels}
 
 
-def _card(student: Student, folder: Path, card: Mapping[str, Any], lora: bool) -> str:
+def _card(
+    student: Student, folder: Path, card: Mapping[str, Any], lora: bool, checked: bool
+) -> str:
     plain = isinstance(student, OneStep) and in_diffusers(student.denoiser)
     if isinstance(student, OneStep | FewStep) and lora:
         denoiser: Any = student.denoiser
         scheduler = type(denoiser.scheduler(_levels(student)[0])).__name__
-        names = {"scheduler": scheduler, "instructor": card["instructor"], "folder": folder.name}
+        source = Source.parse(card["instructor"]).arguments
+        names = {"scheduler": scheduler, "instructor": source, "folder": folder.name}
         usage = LORA_USAGE.format(**names, **_arguments(student))
     elif isinstance(student, OneStep) and plain:
         usage = USAGE.format(folder=folder.name, **_arguments(student))
@@ -199,12 +205,14 @@ def _card(student: Student, folder: Path, card: Mapping[str, Any], lora: bool) -
     steps = f"at sigma {levels}" if levels else "per image"
     if isinstance(student, FewStep):
         steps += "; plain diffusers loads it as well and takes the first of them alone"
+    licence = f"Licence of the instructor, and so of this model: {card['licence']}."
+    if checked and not lora:
+        licence += " The instructor's safety checker is left out."
     figures = "\n".join(f"| {name} | {value} |" for name, value in card["figures"].items())
     steps_word = "one" if student.nfe == 1 else student.nfe
     text = f"""\
 {origin} without data from `{card["instructor"]}` by Diff-Instruct (arXiv 2305.18455);
-{student.nfe} network evaluation{"s" * (student.nfe > 1)} {steps}. Licence of the instructor, and so
-of this model: {card["licence"]}.
+{student.nfe} network evaluation{"s" * (student.nfe > 1)} {steps}. {licence}
 
 ```python
 {usage}```

@@ -9,14 +9,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-REST = "working memory"  # of operations, and of what nobody has named
+REST = "working memory"  # storages without a name
 
 
 class Alive(TorchDispatchMode):
     """Counts storages from the operation that returns them until they are freed.
 
-    It sees tensors with values and tensors without, and no memory that a kernel takes and gives
-    back inside.
+    Tensors without values count like others. Memory that a kernel takes and gives back is not seen.
 
     Attributes:
         now: Bytes alive, by part.
@@ -39,7 +38,7 @@ class Alive(TorchDispatchMode):
         return result
 
     def name(self, part: str, tensors: Iterable[Tensor]) -> None:
-        """Say what tensors are for; storages that have a name keep it."""
+        """Name the part that tensors belong to; storages that have a name keep it."""
         for tensor in tensors:
             storage = tensor.untyped_storage()
             key, size = storage._cdata, storage.nbytes()

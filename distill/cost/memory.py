@@ -1,4 +1,4 @@
-"""Less memory: activations that are recomputed, frozen weights in half precision."""
+"""Ways to save memory: recomputed activations, frozen weights in bfloat16."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,12 +11,10 @@ from instructors.denoiser import Denoiser
 
 
 def recompute_activations(module: nn.Module) -> None:
-    """Let the networks of all denoisers in a module recompute activations in backward passes.
-
-    diffusers does so wherever gradients are on, in eval mode too.
+    """Recompute activations in the backward passes of every denoiser in a module.
 
     Raises:
-        InstilError: A network cannot.
+        InstilError: A network does not support it.
     """
     for _, network in _networks(module):
         if not getattr(network, "_supports_gradient_checkpointing", False):
@@ -30,12 +28,12 @@ def recompute_activations(module: nn.Module) -> None:
 def halve_frozen(module: nn.Module) -> None:
     """Keep the frozen weights of linear layers and convolutions in bfloat16.
 
-    Autocast would round them at every call, so the denoisers are to the bit those that they are
-    under autocast; from here on they run under it always. The first layer, a small one, is left
-    alone: networks take the type of their first parameter for the one they compute in.
+    The denoisers then always run under autocast, and compute the same values as with float32
+    weights under autocast. The first layer stays in float32, since networks compute in the type of
+    their first parameter.
 
     Raises:
-        InstilError: A denoiser must not be rounded.
+        InstilError: A denoiser must run in float32.
     """
     for denoiser, network in _networks(module):
         first = next(network.parameters())
@@ -58,7 +56,7 @@ def halve_frozen(module: nn.Module) -> None:
 
 
 def _networks(module: nn.Module) -> Iterator[tuple[Denoiser, Any]]:
-    """The denoisers in a module that have a network, and it."""
+    """The denoisers in a module that have a network, each with its network."""
     for part in module.modules():
         if isinstance(part, Denoiser) and part.network is not None:
             yield part, part.network

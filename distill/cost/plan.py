@@ -12,8 +12,7 @@ from distill.trainer import micro_batch
 from instil.base.errors import InstilError
 from instil.base.optimizer import trained
 
-# A backward pass through weights and activations counts as two forwards, one through activations
-# alone as one.
+# Forward-equivalents; a full backward pass goes through weights and activations.
 FORWARD, BACKWARD, ACTIVATIONS = 1, 2, 1
 UNITS = {"MB": 10**6, "MiB": 2**20, "GB": 10**9, "GiB": 2**30}
 
@@ -48,7 +47,7 @@ def plan(
     Args:
         recipe: The run's recipe.
         processes: The number of processes, one per device.
-        speed: Measured images per second of one process; all are supposed to keep it.
+        speed: Measured images per second of one process, taken as the speed of each.
         images: The number of images the hours are for; None for the recipe's own.
 
     Returns:

@@ -82,7 +82,7 @@ class Rehearsal:
         known: dict[Tensor, Any] = {}
         for module in (self.instructor.denoiser, self.instructor.codec, student, fake):
             drop_values(module, self.mode, known)
-        # Left out: what changes no bytes, and the fake score's further updates, which need fewer.
+        # Without settings that change no bytes, and further fake updates, which need fewer.
         self.recipe = recipe.replace(
             train=recipe.train.replace(compile=False, channels_last=False),
             optimizer=recipe.optimizer.replace(bits=32),
@@ -154,7 +154,7 @@ class Rehearsal:
         return parts
 
     def _modules(self) -> list[tuple[str, nn.Module]]:
-        """What holds weights; those that several share belong to the first."""
+        """The modules with weights, by part; shared weights belong to the first."""
         state, instructor = self.state, self.instructor
         return [
             ("instructor", instructor.denoiser),

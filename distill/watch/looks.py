@@ -38,7 +38,7 @@ class Choice:
 class Looks:
     """Measures and draws a run at the steps its recipe names, and remembers its best student.
 
-    Every process has one and calls it at the same steps: they share the work; the first one writes.
+    Every process calls it at the same steps; they share the work, and the first one writes.
 
     Args:
         recipe: The run's recipe.
@@ -85,7 +85,7 @@ class Looks:
     def choose(self) -> Choice:
         """The best student so far: the one kept, else the average with the least quick distance.
 
-        Without a evaluator it is the average with the longest half-life. Its weights follow the
+        Without an evaluator it is the average with the longest half-life. Its weights follow the
         run, unless they were kept earlier.
         """
         averages = {average.name: average for average in self.state.averages}

@@ -6,6 +6,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat
 
 from instil.base.config import Config
 from instil.base.config.fields import Location
+from instructors.source import Named
 
 
 class Conditioning(Config):
@@ -38,6 +39,6 @@ class Blending(Config):
             weights.
     """
 
-    others: Annotated[tuple[Location, ...], Field(min_length=1)]
+    others: Annotated[tuple[Named, ...], Field(min_length=1)]
     weights: Annotated[tuple[tuple[float, ...], ...], Field(min_length=1)]
     sigmas: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (1.0,)

@@ -1,4 +1,4 @@
-"""What EDM's and EDM2's checkpoints record about how their network was made, typed and bounded.
+"""The arguments of networks that EDM's and EDM2's checkpoints record, typed and bounded.
 
 Defaults are those of their classes, which record only what was given. The bounds keep a file from
 asking for a network that no file of its size can fill.
@@ -20,18 +20,18 @@ Multipliers = Annotated[tuple[Few, ...], Field(min_length=1, max_length=8)]
 
 
 class NetworkArguments(Config):
-    """What all networks take.
+    """The arguments of every network.
 
     Attributes:
         img_resolution: Height and width, pixels.
-        img_channels: Of a sample.
+        img_channels: Channels of a sample.
         label_dim: Number of class labels.
         model_channels: Width that the multipliers multiply.
         channel_mult: Width of each resolution, finest first.
         num_blocks: Residual blocks of each resolution.
         attn_resolutions: Heights at which the blocks have self-attention.
         dropout: Probability, in training mode.
-        use_fp16: Whether their code computes in half precision; we do not.
+        use_fp16: Whether NVIDIA's code computes in half precision; not used here.
     """
 
     img_resolution: Count
@@ -46,7 +46,7 @@ class NetworkArguments(Config):
 
 
 class EDMNetworkArguments(NetworkArguments):
-    """What both networks of EDM take.
+    """The arguments of both networks of EDM.
 
     Attributes:
         augment_dim: Length of the augmentation vector.
@@ -87,7 +87,7 @@ class EDM2Arguments(NetworkArguments):
     """The network of EDM2; the options are those of `instructors.nvidia.edm2_unet.EDM2UNet`.
 
     Attributes:
-        logvar_channels: Of a head that tells how uncertain its training loss was; not used here.
+        logvar_channels: Width of a head that weighed the training loss; not used here.
     """
 
     model_channels: Count = 192

@@ -66,7 +66,7 @@ class Checkpoint:
     Attributes:
         denoiser: In float32; its network is a `SongUNet`, an `EDM2UNet` or a diffusers
             `UNet2DModel`.
-        latents: Of a model of latents; None of a model of images.
+        latents: Mean and deviation of the latents; None for a model of images.
     """
 
     denoiser: Denoiser
@@ -77,7 +77,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint; nothing in it is executed.
 
     Args:
-        path: Of a pickle that holds a network, or a mapping with one named `ema`.
+        path: A pickle that holds a network, or a mapping with a network named `ema`.
 
     Raises:
         InstilError: The file is no such pickle, asks for something that a checkpoint does not need,
@@ -120,7 +120,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def _latents(root: Any, channels: int) -> Latents | None:
-    """As the encoder beside the network records, which computes latent * scale + bias."""
+    """Mean and deviation of the latents, from the encoder's latent * scale + bias."""
     encoder = root.get("encoder") if isinstance(root, dict) else None
     if encoder is None:
         return None

@@ -66,14 +66,21 @@ def check(denoiser: Denoiser, classes: int) -> Any:
     """The network of a denoiser that can be transferred to a target of so many classes.
 
     Raises:
-        InstilError: It cannot be told another number of classes, or is asked by prompts.
+        InstilError: It cannot be told another number of classes, is asked by prompts, or has no
+            configuration to build it anew from.
     """
     network: Any = denoiser.base().network
     name = type(network).__name__
-    if denoiser.text or not hasattr(network, "from_config"):
+    if denoiser.text:
         raise InstilError(
             f"a {name}: transfer is for networks asked by class labels or by nothing; adapt a text "
             "model by LoRA with diffusers' own training scripts, then distil what comes out"
+        )
+    if not hasattr(network, "from_config"):
+        raise InstilError(
+            f"a {name}: transfer builds networks anew from their configuration, and this one has "
+            "none; derive its class from diffusers' ModelMixin and ConfigMixin, or adapt it with "
+            "your own training code, then distil what comes out"
         )
     if classes != denoiser.classes and name != "UNet2DModel":
         raise InstilError(

@@ -53,6 +53,18 @@ def open_run(root, resume=None, steps=6, **changes):
     return Run(recipe, steps, 1, Line(), {}, resume, accelerator_for("no", (), str(root)))
 
 
+@pytest.fixture(autouse=True)
+def default_signals():
+    """As in a terminal: a shell's background jobs inherit that INT and HUP are ignored."""
+    before = {name: signal.getsignal(getattr(signal, name)) for name in SIGNALS}
+    for name in SIGNALS:
+        default = signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL
+        signal.signal(getattr(signal, name), default)
+    yield
+    for name, handler in before.items():
+        signal.signal(getattr(signal, name), handler)
+
+
 def finish(run, during=lambda step: None, after=lambda step: None):
     with run.writing():
         for report in run.follow(updates(run.state, run.monitor.steps, during)):

@@ -1,6 +1,6 @@
 """Types every command of the documentation, as a new user would, and says which ended well.
 
-    python -m tests.checks.documented [--pages README.md,docs/transfer.md] [--forked]
+    python -m tests.checks.documented [--pages README.md,docs/eval/transfer.md] [--forked]
 
 Commands are those of code blocks and of tables. They run in a copy of the checkout, page by page in
 the order in which they stand, with little in place of long: few updates, few samples. What a reader
@@ -95,6 +95,7 @@ LEFT_OUT = {
     "PixArt-alpha/": "a download",
     "Efficient-Large-Model/": "a download",
     "--model ID": "a download",
+    "--images samples/": "a download",
     "cifar10-train": "a download",
     "cifar10:test": "a download",
     "benchmarks": "hours",
@@ -239,7 +240,7 @@ def _pages() -> Iterator[str]:
     for path in (
         ROOT / "README.md",
         ROOT / "CONTRIBUTING.md",
-        *sorted((ROOT / "docs").glob("*.md")),
+        *sorted((ROOT / "docs").rglob("*.md")),
     ):
         yield str(path.relative_to(ROOT))
 

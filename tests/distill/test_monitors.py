@@ -128,3 +128,13 @@ def test_a_run_that_begins_collapsed_says_so(tmp_path, capsys):
     assert (start["step"], start["signs"], record["step"]) == (0, [], 1)  # no start is sick
     assert len(record["gauges"]["tracked"]) == len(record["gauges"]["sigmas"])
     assert (tmp_path / "run" / "denoised" / "step-00000001.png").exists()
+
+
+def test_a_run_without_pictures_asks_the_instructor_for_none(on_tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("distill.watch.pictures.generate", None)  # a call would fail
+    monkeypatch.setattr("distill.watch.looks.gauge", None)
+    more = ["name=run", "train.steps=1", "train.batch=4", "pictures_every=null"]
+    assert main([*on_tiny, *more, "evaluation={extractor: null}"]) == 0
+    run = tmp_path / "runs" / "run"
+    assert {"report.json", "student"} <= {path.name for path in run.iterdir()}
+    assert not {"samples", "denoised"} & {path.name for path in run.iterdir()}

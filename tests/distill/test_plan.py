@@ -17,6 +17,7 @@ from distill.recipe import Recipe
 from distill.trainer import train
 from instil.base.config import load_recipe, validate
 from instil.base.errors import InstilError
+from instructors.adapters.karras import Karras
 from instructors.denoiser import Condition
 from instructors.families import FAMILIES
 from instructors.load import load
@@ -199,3 +200,12 @@ def test_adapters_and_recomputing_take_six_tenths_of_the_authors_scheme():
     assert sum(ours.values()) < 0.6 * theirs
     # Instructor, average, and of student and fake score weights, gradients and two moments each.
     assert theirs > (1 + 1 + 2 * 4) * ours["instructor"]
+
+
+def test_an_instructor_in_memory_is_planned_itself_and_left_as_it_is(recipe, unet):
+    denoiser = Karras(unet(), (1, 8, 8))
+    wanted = recipe("labels")
+    named, given = (Rehearsal(wanted, each).update(2, True) for each in (None, denoiser))
+    assert named["instructor"] != given["instructor"]
+    assert given["instructor"] == sum(t.numel() * t.element_size() for t in denoiser.parameters())
+    assert all(parameter.device.type == "cpu" for parameter in denoiser.parameters())

@@ -17,7 +17,7 @@ from eval.latents.report import autoencoder_report
 from instil.base import data
 from instil.base.draws import Draws
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "latents.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "eval" / "latents.md"
 
 
 def planes(count, seed, tilt, features=16, k=3, noise=0.05):

@@ -11,13 +11,18 @@ import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler
 
+from distill.recipe import RECIPES, Recipe
+from instil.base.config import load_recipe
 from instil.base.errors import InstilError
 from instructors.__main__ import main
 from instructors.conditions.prompts import encode
 from instructors.families import FAMILIES
 from instructors.load import load
-from instructors.sources import Source, network_folder
+from instructors.source import Source
+from instructors.sources import network_folder
 from instructors.weights import weights_hash
+from students.export import export, rehearse
+from students.one_step import OneStep
 from tests.tools.hub import WEIGHTS, Hub
 
 LAYOUTS = {
@@ -107,6 +112,16 @@ def test_a_revision_and_a_subfolder(hub, unet, tmp_path):
 )
 def test_the_shorthand_of_a_source_reads_back(text):
     assert str(Source.parse(text)) == text
+
+
+def test_a_recipe_names_a_source_by_a_mapping():
+    options = {"source": "a/b", "revision": "v1", "variant": "fp16"}
+    recipe = load_recipe(Recipe, "digits", [f"instructor={json.dumps(options)}"], RECIPES)
+    assert recipe.instructor == "a/b@v1?variant=fp16"
+    words = ["instructor=a/b", "instructor.revision=v1"]
+    assert load_recipe(Recipe, "digits", words, RECIPES).instructor == "a/b@v1"
+    with pytest.raises(InstilError, match="branch: unknown key"):
+        load_recipe(Recipe, "digits", ["instructor={source: a/b, branch: v1}"], RECIPES)
 
 
 def test_a_harmful_bin_is_not_run(unet, tmp_path):
@@ -233,6 +248,25 @@ def test_encoders_come_in_one_format(hub, tiny_pipeline):
     assert hub.weights == {"text_encoder/model.safetensors", "text_encoder_2/model.safetensors"}
     truth = encode(load(str(folder)).card, ["a fox"], "")[0]
     assert all(torch.equal(found[key], truth[key]) for key in truth)
+
+
+def test_a_student_of_a_hub_id_needs_no_safety_checker(hub, tiny_pipeline, tmp_path):
+    """As Stable Diffusion 1.5 is published: named by the pipeline, and not downloaded."""
+    folder = tiny_pipeline("sd")
+    checker = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    extractor = ["transformers", "CLIPImageProcessor"]
+    edit(folder / "model_index.json", safety_checker=checker, feature_extractor=extractor)
+    instructor = load(hub.add(folder, "model"))
+    encode(instructor.card, ["a fox"], "")
+    student = OneStep(instructor.denoiser, 2.5)
+    rehearse(student, instructor.card.folder)
+    facts = {"instructor": "me/model", "licence": "unknown", "recipe": "", "figures": {}}
+    export(student, tmp_path / "student", facts, instructor.card.folder)
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "student")
+    assert pipeline.safety_checker is None
+    assert "safety checker is left out" in (tmp_path / "student" / "README.md").read_text()
+    for key, value in instructor.denoiser.network.state_dict().items():
+        assert torch.equal(pipeline.unet.state_dict()[key], value)
 
 
 def test_the_documents_list_what_is_supported():

@@ -156,10 +156,10 @@ def test_the_command_chooses_a_strength(tmp_path, capsys):
     ("words", "message"),
     [
         (["--kappas", "0.1"], "--kappas: the recipe has no penalty"),
-        (["--kappas", "0.1;2", "penalty=reference_path"], "expected numbers with commas between"),
-        (["--kappas", "-1", "penalty=reference_path"], "expected positive numbers"),
+        (["--kappas", "0.1;2", "penalty=reference_path"], "input should be a valid number"),
+        (["--kappas", "-1", "penalty=reference_path"], "input should be greater than 0"),
         (["--kappas", "0.1", "--folds", "1"], "--kappas: nothing is trained with --folds 1"),
-        (["penalty=path"], "unknown kind 'path', expected 'reference_path', 'score_gradient'"),
+        (["penalty=path"], "unknown kind 'path', expected reference_path, score_gradient"),
         (["penalty={kind: score_gradient, kappa: -1}"], "greater than or equal to 0"),
     ],
 )

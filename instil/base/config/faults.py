@@ -31,7 +31,15 @@ THEIRS = {
 
 def explained(model: type[BaseModel], error: ValidationError) -> InstilError:
     """All faults of a recipe, one line each; its cause is what the user's own code has raised."""
-    faults = error.errors()
+    places = [fault["loc"] for fault in error.errors()]
+    faults = [  # a list is too short only because its values are refused
+        fault
+        for fault in error.errors()
+        if not any(
+            len(each) > len(fault["loc"]) and each[: len(fault["loc"])] == fault["loc"]
+            for each in places
+        )
+    ]
     causes = (fault.get("ctx", {}).get("error") for fault in faults)
     made = InstilError("\n".join(_explain(model, fault) for fault in faults))
     made.__cause__ = next((cause for cause in causes if isinstance(cause, Exception)), error)

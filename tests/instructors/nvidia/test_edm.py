@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from distill.__main__ import main as distill
+from instil.base.config.recipes import named_recipes
 from instil.base.errors import InstilError
 from instructors.__main__ import main
 from instructors.adapters.continuous import ContinuousVE, ContinuousVP
@@ -388,7 +389,7 @@ def test_autocast_and_the_compiler_understand_the_network(checkpoint, name):
     ],
 )
 def test_recipes_are_built_on_a_stand_in(checkpoint, tmp_path, capsys, recipe, name):
-    text = (ROOT / "distill" / "recipes" / f"{recipe}.yaml").read_text()
+    text = named_recipes(ROOT / "distill" / "recipes")[recipe].read_text()
     assert text.startswith("# not yet run by us\n")
     path, golden = checkpoint(name)
     convert(path, tmp_path / "out")
