@@ -136,7 +136,7 @@ def test_what_is_not_understood_is_refused_by_name(unet, tmp_path, damage, messa
         (
             ScoreSdeVeScheduler,
             {},
-            "ScoreSdeVeScheduler is supported with time_embedding_type=fourier",
+            "supported with time_embedding_type=fourier",
         ),
     ],
 )

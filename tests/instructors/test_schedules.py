@@ -157,7 +157,8 @@ def agree(name, settings):
 @pytest.mark.slow
 def test_denoisers_are_those_of_diffusers_own_code():
     read = [agree(name, settings) for name, settings in combinations()]
-    assert len(read) == 535 and sum(read) >= 507
+    assert len(read) == 535
+    assert sum(read) >= 507
 
 
 def test_some_denoisers_are_those_of_diffusers_own_code():
