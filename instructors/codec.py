@@ -42,14 +42,16 @@ class Autoencoder(Codec):
     It runs in float32, since the decoder of SDXL overflows in half precision.
 
     Args:
-        network: `AutoencoderKL`, `AutoencoderTiny` or `AutoencoderDC`; its configuration holds a
-            scale and a shift, or the mean and deviation of each channel of its latents.
+        network: `AutoencoderKL`, `AutoencoderTiny`, `AutoencoderDC` or `VQModel`; its configuration
+            holds a scale and a shift, or the mean and deviation of each channel of its latents.
+        unit: Whether it is given images in [0, 1], and makes such.
     """
 
-    def __init__(self, network: Any) -> None:
+    def __init__(self, network: Any, unit: bool = False) -> None:
         super().__init__()
         config = network.config
         self.network = network
+        self.images = UnitRange() if unit else Codec()
         shift = getattr(config, "latents_mean", None) or [getattr(config, "shift_factor", 0) or 0.0]
         std = getattr(config, "latents_std", None) or [1.0]
         scale = config.scaling_factor / torch.tensor(std, dtype=torch.float64)
@@ -61,7 +63,7 @@ class Autoencoder(Codec):
 
     def encode(self, images: Tensor) -> Tensor:
         with torch.autocast(images.device.type, enabled=False):
-            found = self.network.encode(images)
+            found = self.network.encode(self.images.encode(images))
         if hasattr(found, "latent_dist"):
             latent = found.latent_dist.mode()
         else:
@@ -70,7 +72,8 @@ class Autoencoder(Codec):
 
     def decode(self, samples: Tensor) -> Tensor:
         with torch.autocast(samples.device.type, enabled=False):
-            return self.network.decode(samples / self.scale + self.shift).sample
+            images = self.network.decode(samples / self.scale + self.shift).sample
+        return self.images.decode(images)
 
     def image_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return (self.channels, *(side * self.factor for side in shape[1:]))
@@ -78,6 +81,12 @@ class Autoencoder(Codec):
     def same_space(self, other: Codec) -> bool:
         if not isinstance(other, Autoencoder):
             return False
-        return type(self.network) is type(other.network) and all(
-            torch.equal(getattr(self, name), getattr(other, name)) for name in ("shift", "scale")
+        same = type(self.network) is type(other.network)
+        return (
+            same
+            and type(self.images) is type(other.images)
+            and all(
+                torch.equal(getattr(self, name), getattr(other, name))
+                for name in ("shift", "scale")
+            )
         )

@@ -16,12 +16,15 @@ from instructors.adapters.folder import adapt, adapter_of
 from instructors.codec import Autoencoder, Codec, UnitRange
 from instructors.conditions.prior import labels
 from instructors.denoiser import Condition, Denoiser
-from instructors.families import FAMILIES, Family
+from instructors.families import FAMILIES, LEGACY, OLD_NAMES, Family
+from instructors.families.unet import UNET, UNET_OF_LATENTS
 from instructors.instructor import Card, Instructor
 from instructors.models import read_model
 from instructors.pipelines import INDEX, LIBRARIES, parts_of
 from instructors.sources import Place, locate, network_config, scheduler_config
 from instructors.weights import weights_hash
+
+CODECS = ("vae", "vqvae")  # where pipelines keep their autoencoder
 
 
 def load(source: str, side: int | None = None, weights: bool = True) -> Instructor:
@@ -51,9 +54,8 @@ def load(source: str, side: int | None = None, weights: bool = True) -> Instruct
         family = _family(config, place.folder)
         if weights and place.hub:
             _read(place, family, config, where, side, weights=False)
-            latent = family.latent and (place.folder / "vae" / "config.json").exists()
             part = where.relative_to(place.folder).as_posix()
-            place.fetch([part, *(["vae"] if latent else [])])
+            place.fetch([part, *([vae.name] if (vae := _vae(family, place.folder)) else [])])
         denoiser, codec = _read(place, family, config, where, side, weights)
         sha = weights_hash(where, place.source.variant) if weights else ""
     except InstilError as error:
@@ -79,6 +81,9 @@ def _family(config: Mapping[str, Any], folder: Path) -> Family:
             "package.module:function"
         )
     family = FAMILIES.get(str(name))
+    if name == LEGACY:
+        family = OLD_NAMES.get(str(config.get("norm_type")))
+        name = f"{name} with norm_type={config.get('norm_type')!r}"
     if family is None:
         hint = " (an autoencoder alone is no instructor)" if "Autoencoder" in str(name) else ""
         raise InstilError(f"a {name} is not supported{hint}; supported: {', '.join(FAMILIES)}")
@@ -88,7 +93,22 @@ def _family(config: Mapping[str, Any], folder: Path) -> Family:
             f"a {pipeline} is not supported; supported around a {name}: "
             f"{', '.join(family.encoders)}"
         )
+    beside = next((part for part in CODECS if (folder / part / "config.json").exists()), None)
+    if family is UNET and beside:
+        if pipeline != "LDMPipeline" or config.get("num_class_embeds"):
+            raise InstilError(
+                f"a {name} beside {beside}/ is one of latents, which is supported in an "
+                "LDMPipeline and without class labels; if it is one of images, move the "
+                "autoencoder away"
+            )
+        return UNET_OF_LATENTS
     return family
+
+
+def _vae(family: Family, folder: Path) -> Path | None:
+    """The folder of the autoencoder of a latent network, if there is one."""
+    wheres = (folder / part for part in CODECS if family.latent)
+    return next((where for where in wheres if (where / "config.json").exists()), None)
 
 
 def _read(
@@ -101,7 +121,7 @@ def _read(
 ) -> tuple[Adapter, Codec]:
     """The denoiser and the codec in a folder, frozen."""
     scheduler = scheduler_config(place.folder)
-    adapter = adapter_of(scheduler, config)
+    adapter = adapter_of(scheduler)
     fault = family.fault({k: v for k, v in config.items() if k not in adapter.understood})
     if fault:
         schedule = scheduler.get("_class_name")
@@ -112,6 +132,7 @@ def _read(
         network.register_to_config(sample_size=side)  # which diffusers' pipelines read
     shape = _shape(family, network.config, side)
     denoiser = adapt(adapter, scheduler, network, shape, family.classes(network.config))
+    denoiser.family = family
     codec = _codec(family, denoiser, place.folder, weights)
     _freeze_constants(family, network)
     denoiser.text = tuple(family.text(network.config))
@@ -173,15 +194,16 @@ def _codec(family: Family, denoiser: Adapter, folder: Path, weights: bool) -> Co
     """The autoencoder beside a latent network; the identity, or [0, 1], for images."""
     if not family.latent:
         return UnitRange() if denoiser.unit_range else Codec()
-    if not (folder / "vae" / "config.json").exists():
+    where = _vae(family, folder)
+    if where is None:
         return Codec()
-    name = read_json(folder / "vae" / "config.json").get("_class_name")
+    name = read_json(where / "config.json").get("_class_name")
     if name not in family.autoencoders:
         raise InstilError(
             f"its autoencoder, a {name}, is not supported; "
             f"supported: {', '.join(family.autoencoders)}"
         )
-    return Autoencoder(read_model(folder / "vae", str(name), weights))
+    return Autoencoder(read_model(where, name, weights), family.unit_images)
 
 
 def _licence(folder: Path) -> str:

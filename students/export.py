@@ -175,7 +175,7 @@ def _arguments(student: OneStep | FewStep) -> dict[str, str]:
             pixels = side * (32 if "AutoencoderDC" in denoiser.family.autoencoders else 8)
             guidance += f", height={pixels}, width={pixels}"
         return {"arguments": '"a photograph of a fox", ', "further": guidance + further}
-    if denoiser.family.latent:
+    if denoiser.family.latent and student.classes:
         labels = f"class_labels=[k % {student.classes} for k in range(16)], "
         return {"arguments": labels, "further": ", guidance_scale=1.0" + further}
     labels = f", class_labels=torch.arange(16) % {student.classes}" if student.classes else ""

@@ -25,7 +25,6 @@ class Adapter(Denoiser):
     Attributes:
         scheduler_class: The scheduler's class in a folder of our layout; empty if there is none.
         scheduler_keys: The constructor's arguments that the scheduler's configuration holds.
-        supported: The schedulers that it reads, in words; empty if diffusers has none.
         in_diffusers: Whether a diffusers scheduler does the same around a network.
         unit_range: Whether samples are images in [0, 1].
         understood: Settings that networks refuse, and that this parameterisation asks for.
@@ -36,7 +35,6 @@ class Adapter(Denoiser):
 
     scheduler_class: str = ""
     scheduler_keys: tuple[str, ...] = ()
-    supported: str = ""
     in_diffusers: bool = True
     unit_range: bool = False
     understood: tuple[str, ...] = ()
@@ -69,15 +67,10 @@ class Adapter(Denoiser):
         return self.family.call(self.network, noisy, time, condition)
 
     @classmethod
-    def reads(cls, scheduler: Mapping[str, Any], network: Mapping[str, Any]) -> bool:
-        """Whether a scheduler and a network, by their configurations, are parameterised so."""
-        return scheduler.get("_class_name") == cls.scheduler_class
-
-    @classmethod
     def from_config(
         cls, scheduler: Mapping[str, Any], network: Any, shape: tuple[int, ...], classes: int
     ) -> Self:
-        """The adapter that `reads` this scheduler's configuration, around a network.
+        """The adapter for a scheduler's configuration, around a network.
 
         Raises:
             InstilError: The schedule is not supported.
@@ -125,10 +118,3 @@ class Adapter(Denoiser):
             f"export: no plain diffusers layout for a {type(self).__name__} student{asked} and a "
             f"{type(self.network).__name__} network"
         )
-
-
-def prediction_of(scheduler: Mapping[str, Any]) -> str:
-    """The prediction type in a scheduler's configuration, also of diffusers' first releases."""
-    if scheduler.get("predict_epsilon") is False:
-        return "sample"
-    return scheduler.get("prediction_type", "epsilon")

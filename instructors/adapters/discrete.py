@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from instil.base.errors import InstilError
 from instil.base.shapes import expand
-from instructors.adapters.adapter import Adapter, prediction_of
+from instructors.adapters.adapter import Adapter
+from instructors.adapters.schedules import PREDICTIONS, SCHEDULES, prediction_of
 from instructors.denoiser import Condition
 
 MOST_TIMES = 100_000  # of a schedule; models have a thousand
-PREDICTIONS = ("epsilon", "v_prediction", "sample")
 # D = x - s eps: a rounding of eps in half precision (relative 2**-8 for bf16) costs s times as much
 # in D. Above this level that is no longer small beside the data, so eps networks run in float32.
 HALF_PRECISION_SIGMA = 10.0
@@ -43,7 +43,6 @@ class DiscreteVP(Adapter):
     """
 
     scheduler_class = "DiscreteVP"
-    supported = f"or one with a beta_schedule and a prediction type of {', '.join(PREDICTIONS)}"
 
     def __init__(
         self,
@@ -95,24 +94,23 @@ class DiscreteVP(Adapter):
         return unit * (sigma**2 + 1) ** 0.5
 
     @classmethod
-    def reads(cls, scheduler: Mapping[str, Any], network: Mapping[str, Any]) -> bool:
-        ours = super().reads(scheduler, network)
-        return ours or ("beta_schedule" in scheduler and prediction_of(scheduler) in PREDICTIONS)
-
-    @classmethod
     def from_config(
         cls, scheduler: Mapping[str, Any], network: Any, shape: tuple[int, ...], classes: int
     ) -> Self:
-        if super().reads(scheduler, {}):
+        name = scheduler["_class_name"]
+        if name == cls.scheduler_class:
             alphas = torch.tensor(scheduler["alphas_cumprod"], dtype=torch.float64)
             return cls(network, shape, alphas, scheduler["prediction"], classes)
-        from diffusers import DDPMScheduler  # seconds to import
+        import diffusers  # seconds to import
 
         if scheduler.get("num_train_timesteps", 1000) > MOST_TIMES:
             raise InstilError(f"schedule: more than {MOST_TIMES:,} times")
-        schedule: Any = DDPMScheduler.from_config(dict(scheduler))
+        process = {key: scheduler[key] for key in SCHEDULES[name].process if key in scheduler}
+        alphas = getattr(diffusers, name).from_config(process).alphas_cumprod
+        if process.get("rescale_betas_zero_snr"):
+            alphas[-1] = 0  # some classes put a small number there, so that they can divide by it
         prediction: Any = prediction_of(scheduler)
-        return cls(network, shape, schedule.alphas_cumprod, prediction, classes)
+        return cls(network, shape, alphas, prediction, classes)
 
     def config(self) -> dict[str, Any]:
         alphas = 1 / (1 + (2 * self.log_sigmas.double()).exp())

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from instil.base.errors import InstilError
 from instil.base.shapes import expand
 from instructors.adapters.adapter import Adapter
 from instructors.denoiser import Condition
@@ -33,7 +34,6 @@ class ScoreVE(Adapter):
     prediction = "score"
     scheduler_class = "ScoreSdeVeScheduler"
     scheduler_keys = ("sigma_min", "sigma_max")
-    supported = "ScoreSdeVeScheduler (fourier)"
     unit_range = True
     # NCSN++ alone divides by sigma inside, and centres images in [0, 1].
     understood = ("time_embedding_type", "center_input_sample")
@@ -52,14 +52,14 @@ class ScoreVE(Adapter):
         return noisy + expand(sigma, noisy) ** 2 * self.call(noisy, sigma, condition)
 
     @classmethod
-    def reads(cls, scheduler: Mapping[str, Any], network: Mapping[str, Any]) -> bool:
-        fourier = network.get("time_embedding_type") == "fourier"
-        return super().reads(scheduler, network) and fourier
-
-    @classmethod
     def from_config(
         cls, scheduler: Mapping[str, Any], network: Any, shape: tuple[int, ...], classes: int
     ) -> "ScoreVE":
+        if network.config.time_embedding_type != "fourier":
+            raise InstilError(
+                "a network under ScoreSdeVeScheduler is supported with time_embedding_type=fourier "
+                "alone, since it is to divide by sigma inside"
+            )
         low, high = (scheduler[key] for key in cls.scheduler_keys)
         low = low / 2 if low == high else low  # a student's, which is read at one level
         return cls(network, shape, low, high, classes)

@@ -10,18 +10,19 @@ from typing import Any
 
 from instil.base.errors import InstilError
 from instil.base.runs.report import write_json
-from instructors.adapters.adapter import Adapter, prediction_of
+from instructors.adapters.adapter import Adapter
 from instructors.adapters.continuous import ContinuousVE, ContinuousVP
 from instructors.adapters.discrete import DiscreteVP
 from instructors.adapters.exploding import ScoreVE
 from instructors.adapters.flow import Flow
 from instructors.adapters.karras import Karras
+from instructors.adapters.schedules import FLOW, prediction_of, schedule_of
 
-# The first that reads a scheduler's configuration is taken.
-ADAPTERS: tuple[type[Adapter], ...] = (
-    *(Flow, Karras, ScoreVE),
-    *(ContinuousVP, ContinuousVE, DiscreteVP),
-)
+# Schedules that diffusers does not have.
+OWN: dict[str, type[Adapter]] = {
+    kind.__name__: kind for kind in (ContinuousVP, ContinuousVE, DiscreteVP)
+}
+ADAPTERS: dict[str, type[Adapter]] = {kind.__name__: kind for kind in (Flow, Karras, ScoreVE)} | OWN
 
 
 def save(folder: Path, denoiser: Adapter, weights: bool = True) -> None:
@@ -46,20 +47,21 @@ def save(folder: Path, denoiser: Adapter, weights: bool = True) -> None:
     write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
 
 
-def adapter_of(scheduler: Mapping[str, Any], network: Mapping[str, Any]) -> type[Adapter]:
-    """The adapter for the configurations of a scheduler and a network.
+def adapter_of(scheduler: Mapping[str, Any]) -> type[Adapter]:
+    """The adapter for the configuration of a scheduler.
 
     Raises:
         InstilError: There is none.
     """
-    for adapter in ADAPTERS:
-        if adapter.reads(scheduler, network):
-            return adapter
-    raise InstilError(
-        f"scheduler {scheduler.get('_class_name')} with prediction type "
-        f"{prediction_of(scheduler)!r} is not supported; supported: "
-        f"{', '.join(adapter.supported for adapter in ADAPTERS if adapter.supported)}"
+    if scheduler.get("_class_name") in OWN:
+        return OWN[scheduler["_class_name"]]
+    schedule, prediction = schedule_of(scheduler), prediction_of(scheduler)
+    if prediction == FLOW:
+        return Flow
+    continuous = (
+        "timestep_type" in schedule.process and scheduler.get("timestep_type") == "continuous"
     )
+    return Karras if continuous and prediction == "v_prediction" else ADAPTERS[schedule.adapter]
 
 
 def adapt(
@@ -72,7 +74,7 @@ def adapt(
     """A network as a denoiser.
 
     Args:
-        adapter: One that reads the scheduler.
+        adapter: As `adapter_of` says.
         scheduler: The configuration, diffusers' or one that `save` has written.
         network: With a configuration of its own.
         shape: One sample without the batch axis.
@@ -90,5 +92,5 @@ def adapt(
             raise
         reason = str(error).partition("\n")[0]
         raise InstilError(f"its scheduler holds values of another kind ({reason})") from error
-    except NotImplementedError as error:  # by diffusers, of settings it does not know
+    except (NotImplementedError, ImportError) as error:  # by diffusers
         raise InstilError(f"schedule: {error}") from error

@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor, nn
 
 from instil.base.errors import InstilError
 from instil.base.shapes import expand
-from instructors.adapters.adapter import Adapter, prediction_of
+from instructors.adapters.adapter import Adapter
+from instructors.adapters.discrete import DiscreteVP
+from instructors.adapters.schedules import prediction_of
 from instructors.denoiser import Condition
 
 
@@ -18,7 +20,8 @@ class Karras(Adapter):
         c_skip = sd**2 / (s**2 + sd**2)     c_out = s sd / sqrt(s**2 + sd**2)
         c_in = 1 / sqrt(s**2 + sd**2)       c_noise = ln(s) / 4
 
-    This is what diffusers' `EDMEulerScheduler` does around a network.
+    This is what diffusers' `EDMEulerScheduler` does around a network. Under v-prediction the
+    network's output is -F; with sd = 1 that is `EulerDiscreteScheduler` on continuous times.
 
     Args:
         network: F, of one of `instructors.families`.
@@ -27,6 +30,7 @@ class Karras(Adapter):
         sigma_max: Largest level trained.
         sigma_data: sd, the standard deviation of the data the network was trained for.
         classes: Number of class labels; 0 for none.
+        prediction: "epsilon" where the output is F, "v_prediction" where it is -F.
 
     Raises:
         InstilError: As `Adapter`, or sd is not positive.
@@ -35,10 +39,8 @@ class Karras(Adapter):
         Karras et al. 2022, arXiv 2206.00364, table 1 and eq. 7.
     """
 
-    prediction = "EDM's F"
     scheduler_class = "EDMEulerScheduler"
     scheduler_keys = ("sigma_min", "sigma_max", "sigma_data")
-    supported = "EDMEulerScheduler (epsilon)"
 
     def __init__(
         self,
@@ -48,17 +50,20 @@ class Karras(Adapter):
         sigma_max: float = 80.0,
         sigma_data: float = 0.5,
         classes: int = 0,
+        prediction: str = "epsilon",
     ) -> None:
         super().__init__(network, shape, sigma_min, sigma_max, classes)
         if not 0 < sigma_data < math.inf:
             raise InstilError(f"sigma_data {sigma_data}: expected a positive number")
         self.sigma_data = sigma_data
+        self.sign = -1 if prediction == "v_prediction" else 1
+        self.prediction = "v_prediction" if self.sign < 0 else "EDM's F"
 
     def denoise(self, noisy: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         s, sd = expand(sigma, noisy), self.sigma_data
         total = (s**2 + sd**2).sqrt()
         output = self.call(noisy / total, sigma.log() / 4, condition)
-        return (sd / total) ** 2 * noisy + s * sd / total * output
+        return (sd / total) ** 2 * noisy + self.sign * s * sd / total * output
 
     def weight(self, sigma: Tensor) -> Tensor:
         return (sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2
@@ -68,14 +73,30 @@ class Karras(Adapter):
         return unit * (sigma**2 + 1) ** 0.5
 
     @classmethod
-    def reads(cls, scheduler: Mapping[str, Any], network: Mapping[str, Any]) -> bool:
-        return super().reads(scheduler, network) and prediction_of(scheduler) == "epsilon"
+    def from_config(
+        cls, scheduler: Mapping[str, Any], network: Any, shape: tuple[int, ...], classes: int
+    ) -> Self:
+        prediction = prediction_of(scheduler)
+        if scheduler["_class_name"] == "EulerDiscreteScheduler":
+            levels = DiscreteVP.from_config(scheduler, network, shape, classes)
+            low = scheduler.get("sigma_min") or levels.sigma_min
+            high = scheduler.get("sigma_max") or levels.sigma_max
+            return cls(network, shape, low, high, 1.0, classes, prediction)
+        low, high, data = (scheduler[key] for key in cls.scheduler_keys)
+        return cls(network, shape, low, high, data, classes, prediction)
+
+    def config(self) -> dict[str, Any]:
+        v = {"prediction_type": "v_prediction"} if self.sign < 0 else {}
+        return super().config() | v
 
     def scheduler(self, sigma: float) -> Any:
         from diffusers import EDMEulerScheduler  # seconds to import
 
         return EDMEulerScheduler(
-            sigma_min=self.sigma_min, sigma_max=sigma, sigma_data=self.sigma_data
+            sigma_min=self.sigma_min,
+            sigma_max=sigma,
+            sigma_data=self.sigma_data,
+            prediction_type="v_prediction" if self.sign < 0 else "epsilon",
         )
 
     def pipeline(self, sigma: float) -> Any:

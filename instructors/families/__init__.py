@@ -17,6 +17,8 @@ _ALL = (
     *(STABLE_DIFFUSION_3, PIXART, SANA, FLUX),
 )
 FAMILIES: dict[str, Family] = {family.name: family for family in _ALL}
+# As diffusers' older releases name the class, by its `norm_type`.
+LEGACY, OLD_NAMES = "Transformer2DModel", {"ada_norm_zero": DIT, "ada_norm_single": PIXART}
 # By the class of the pipeline.
 ENCODERS: dict[str, Encoder] = {
     pipeline: encoder for family in _ALL for pipeline, encoder in family.encoders.items()

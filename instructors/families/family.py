@@ -32,6 +32,7 @@ class Family:
         has_null_label: Whether the label after the last class is the null one.
         has_null_text: Whether a prompt may be the null condition.
         autoencoders: The classes of autoencoders whose latents are the samples; none for images.
+        unit_images: Whether the autoencoder is given images in [0, 1], and makes such.
         channels: The channels of a sample, from the configuration.
         side: Height and width of a sample where the configuration names none.
         refused: Settings that change what the network computes, with the values understood.
@@ -48,6 +49,7 @@ class Family:
     has_null_label: bool = False
     has_null_text: bool = True
     autoencoders: tuple[str, ...] = ()
+    unit_images: bool = False
     channels: Callable[[Any], int] = lambda config: config.in_channels
     side: int | None = None
     refused: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)

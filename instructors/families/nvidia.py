@@ -15,4 +15,5 @@ EDM2_UNET = Family(
     library="instructors.nvidia.edm2_unet",
     classes=lambda config: config.num_class_embeds or 0,
     autoencoders=KL,
+    unit_images=True,
 )

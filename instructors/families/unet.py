@@ -1,5 +1,6 @@
 """diffusers' `UNet2DModel`, and every network with its signature."""
 
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -27,4 +28,6 @@ UNET = Family(
         ("time_proj.weight",) if network.config.time_embedding_type == "fourier" else ()
     ),
 )
+# Under the pipeline of unconditional latent diffusion.
+UNET_OF_LATENTS = replace(UNET, classes=lambda config: 0, autoencoders=("VQModel", "AutoencoderKL"))
 UNKNOWN = Family("", forward)

@@ -22,6 +22,7 @@ FAMILIES = {
     "unconditional": ("UNet2DModel", "DiscreteVP", (3, 8, 8), []),
     "labels": ("UNet2DModel", "DiscreteVP", (3, 8, 8), ["label"]),
     "learned variance": ("UNet2DModel", "DiscreteVP", (3, 8, 8), []),
+    "latent": ("UNet2DModel", "DiscreteVP", (3, 8, 8), []),
     "dit": ("DiTTransformer2DModel", "DiscreteVP", (4, 4, 4), ["label"]),
     "sd": ("UNet2DConditionModel", "DiscreteVP", (4, 4, 4), ["text"]),
     "sdxl": ("UNet2DConditionModel", "DiscreteVP", (4, 4, 4), ["text", "pooled"]),
@@ -53,11 +54,11 @@ def test_inspect_says_what_it_is(kind, tiny_pipeline, tmp_path, capsys):
     assert facts["conditions"] == conditions
     if kind not in SIDE:
         assert facts["shape"] == list(shape)
-    latent = kind in (*TEXT, "dit")
+    latent = kind in (*TEXT, "dit", "latent")
     codec = {"ncsnpp": "images in [0, 1]"}.get(kind, "none")
-    autoencoder = "AutoencoderDC" if kind == "sana" else "AutoencoderKL"
+    autoencoder = {"sana": "AutoencoderDC", "latent": "VQModel"}.get(kind, "AutoencoderKL")
     assert facts["codec"] == (autoencoder if latent else codec)
-    factor = {"sana": 4}.get(kind, 8) if latent else 1
+    factor = {"sana": 4, "latent": 4}.get(kind, 8) if latent else 1
     assert facts["image_shape"] == [3, *(factor * side for side in facts["shape"][1:])]
     assert facts["learned_variance"] == (
         kind in ("learned variance", "dit", "pixart", "pixart 1024")

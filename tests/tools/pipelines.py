@@ -196,6 +196,20 @@ def sana() -> d.DiffusionPipeline:
     return d.SanaPipeline(t5()[1], Gemma2Model(config), codec, network, schedule)
 
 
+def latent() -> d.DiffusionPipeline:
+    """Unconditional latent diffusion."""
+    codec = d.VQModel(
+        block_out_channels=(8, 8, 8),
+        norm_num_groups=4,
+        latent_channels=3,
+        num_vq_embeddings=16,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+    )
+    schedule = d.DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False)
+    return d.LDMPipeline(codec, unet(channels=3), schedule)
+
+
 def dit() -> d.DiffusionPipeline:
     network = d.DiTTransformer2DModel(
         num_attention_heads=2,
@@ -283,6 +297,7 @@ PIPELINES: dict[str, Callable[[], d.DiffusionPipeline]] = {
     "labels": labels,
     "learned variance": learned_variance,
     "ncsnpp": ncsnpp,
+    "latent": latent,
     "dit": dit,
     "sd": sd,
     "sdxl": sdxl,

@@ -152,9 +152,12 @@ def test_latents_are_normalized_as_the_file_says(checkpoint, autoencoder, tmp_pa
     images = torch.rand(2, 3, 16, 16) * 2 - 1
     mean, std = (torch.tensor(each).view(-1, 1, 1) for each in (MEAN, STD))
     with torch.no_grad():
-        latents = raw.encode(images).latent_dist.mode()
+        # The original's autoencoder is given pixels / 255, and its output times 255 are pixels.
+        latents = raw.encode((images + 1) / 2).latent_dist.mode()
         torch.testing.assert_close(codec.encode(images), (latents - mean) / std)
-        torch.testing.assert_close(codec.decode((latents - mean) / std), raw.decode(latents).sample)
+        pixels = raw.decode(latents).sample.clamp(0, 1) * 255
+        found = (codec.decode((latents - mean) / std).clamp(-1, 1) + 1) * 127.5
+        torch.testing.assert_close(found, pixels, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize(
