@@ -51,7 +51,15 @@ def load_instructor(
         source = Instructor.of(source, recipe.instructor)
     if isinstance(source, Instructor) and not weights:
         source = replace(source, denoiser=_blank(source.denoiser), codec=_blank(source.codec))
-    prepared = prepare(source, recipe.conditioning, recipe.blend, recipe.side, device, weights)
+    prepared = prepare(
+        source,
+        recipe.conditioning,
+        recipe.blend,
+        recipe.side,
+        device,
+        weights,
+        recipe.allow_distilled,
+    )
     if recipe.evaluation.clip and not prepared.prior.prompts:
         raise InstilError("evaluation.clip: this instructor has no prompts; leave it out")
     channels, *_ = prepared.codec.image_shape(prepared.denoiser.shape)

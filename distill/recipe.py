@@ -167,6 +167,8 @@ class Recipe(RunRecipe, Method):
         preflight: File written by `python -m eval preflight --out`; its choices replace those of
             the recipe, and the command line replaces both.
         side: Height and width of samples, for networks of any size; null for the network's own.
+        allow_distilled: Whether to go on with an instructor that looks like a model distilled for
+            few steps, such as a turbo or LCM model.
         conditioning: Conditions the instructor is given.
         blend: Further instructors, whose scores are added.
         student: Student to train.
@@ -179,6 +181,7 @@ class Recipe(RunRecipe, Method):
     instructor: Named
     preflight: Location | None = None
     side: PositiveInt | None = None
+    allow_distilled: bool = False
     conditioning: Conditioning = Conditioning()
     blend: Blending | None = None
     student: Students = OneStep()

@@ -24,6 +24,7 @@ def describe(instructor: Instructor) -> dict[str, Any]:
         "conditions": [*(["label"] if denoiser.classes else []), *denoiser.text],
         "null_condition": _null(instructor),
         "codec": _codec(codec),
+        "distilled": f"it seems so: {card.distilled}" if card.distilled else "no sign of it",
         "licence": card.licence,
     }
 

@@ -20,12 +20,14 @@ class Card:
         folder: The folder of its files; for an instructor made in memory, one for its figures.
         licence: The licence named by its model card, or "unknown".
         sha256: Twelve hexadecimal digits of the hash of its weights; empty if none were read.
+        distilled: The reason why it looks like a distilled model; empty if there is none.
     """
 
     source: str
     folder: Path
     licence: str
     sha256: str
+    distilled: str = ""
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 
-from instil.base.card import metadata
+from instil.base.card import FEW_STEP_TAG, metadata
 from instil.base.config import own
 from instil.base.errors import InstilError
 from instil.base.untrusted import is_dir, read_json
 from instructors.adapters.adapter import Adapter
 from instructors.adapters.folder import adapt, adapter_of
+from instructors.adapters.schedules import signs_of_distillation
 from instructors.codec import Autoencoder, Codec, UnitRange
 from instructors.conditions.prior import labels
 from instructors.denoiser import Condition, Denoiser
@@ -60,7 +61,7 @@ def load(source: str, side: int | None = None, weights: bool = True) -> Instruct
         sha = weights_hash(where, place.source.variant) if weights else ""
     except InstilError as error:
         raise InstilError(f"{source}: {error}") from error
-    card = Card(source, place.folder, _licence(place.folder), sha)
+    card = Card(source, place.folder, _licence(place.folder), sha, _distilled(place, config))
     return Instructor(denoiser, card, codec, labels(denoiser.classes))
 
 
@@ -204,6 +205,17 @@ def _codec(family: Family, denoiser: Adapter, folder: Path, weights: bool) -> Co
             f"supported: {', '.join(family.autoencoders)}"
         )
     return Autoencoder(read_model(where, name, weights), family.unit_images)
+
+
+def _distilled(place: Place, config: Mapping[str, Any]) -> str:
+    """The reason why a model looks like a distilled one; empty if there is none."""
+    index, scheduler = place.folder / INDEX, scheduler_config(place.folder)
+    contents = [read_json(index) if index.exists() else {}, config, scheduler]
+    paths = [place.source.source, *(str(each.get("_name_or_path", "")) for each in contents)]
+    names = [name for path in paths for name in Path(path).parts[-3:]]  # a snapshot's is the third
+    if FEW_STEP_TAG in str(metadata(place.folder).get("tags")):
+        return f"its card has the tag {FEW_STEP_TAG}"
+    return signs_of_distillation(scheduler, names)
 
 
 def _licence(folder: Path) -> str:

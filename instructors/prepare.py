@@ -14,7 +14,7 @@ from instructors.conditions.prior import Prior, labels
 from instructors.conditions.prompt_files import read_prompts
 from instructors.conditions.prompts import encode
 from instructors.denoiser import Condition, Denoiser, sharing_copy
-from instructors.instructor import Instructor
+from instructors.instructor import Card, Instructor
 from instructors.load import load
 
 
@@ -25,6 +25,7 @@ def prepare(
     side: int | None = None,
     device: torch.device | str = "cpu",
     weights: bool = True,
+    allow_distilled: bool = True,
 ) -> Instructor:
     """Load an instructor and apply what the recipe says of it.
 
@@ -35,6 +36,7 @@ def prepare(
         side: Height and width of its samples, for networks that take any.
         device: Where networks run.
         weights: If not, networks stay on the meta device, and one empty prompt stands for all.
+        allow_distilled: Whether instructors may look like models distilled for few steps.
 
     Returns:
         The instructor. Its hash covers everything its samples depend on.
@@ -48,6 +50,7 @@ def prepare(
         )
     instructor = source if isinstance(source, Instructor) else load(source, side, weights)
     denoiser, card = instructor.denoiser, instructor.card
+    _refuse_distilled(card, allow_distilled)
     hashes = [card.sha256]
     if denoiser.text:
         prior = _prompted(instructor, conditioning, device, weights)
@@ -58,6 +61,7 @@ def prepare(
         others = [load(other, side, weights) for other in blending.others]
         hashes += [other.card.sha256 for other in others]
         for other in others:
+            _refuse_distilled(other.card, allow_distilled)
             if not instructor.codec.same_space(other.codec):
                 raise InstilError(
                     f"blend: samples of {other.card.source} are made into images by another codec "
@@ -80,6 +84,15 @@ def prepare(
         sha = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
         card = replace(card, sha256=sha)
     return replace(instructor, denoiser=denoiser, prior=prior.to(device), card=card)
+
+
+def _refuse_distilled(card: Card, allowed: bool) -> None:
+    if card.distilled and not allowed:
+        raise InstilError(
+            f"{card.source}: looks like a distilled model ({card.distilled}), which is no denoiser "
+            "at most noise levels; name the model it was made of, or give allow_distilled=true to "
+            "go on"
+        )
 
 
 def _labelled(denoiser: Denoiser, conditioning: Conditioning) -> Prior:

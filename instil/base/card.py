@@ -11,6 +11,7 @@ from instil.base.config import Config, validate
 from instil.base.errors import InstilError
 
 CARD = "README.md"
+FEW_STEP_TAG = "few-step-generator"  # a model that looks distilled
 
 
 class Origin(Config):

@@ -6,7 +6,8 @@ its value. Settings of neither kind are left alone by diffusers, as those that a
 configuration has left behind; they are refused if no scheduler of diffusers is known to have them.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -34,6 +35,7 @@ SAMPLING = frozenset(
 # Of releases before 0.12, with no effect on the process either.
 FORMER = ("predict_epsilon", "tensor_format", "timestep_values")
 OTHER = ("prediction_type", "timestep_type", "use_flow_sigmas", "invert_sigmas", "sampled")
+FEW_STEPS = {"lcm", "lightning", "schnell", "tcd", "turbo"}  # words in names
 KNOWN = SAMPLING.union(FORMER, ZERO, EDM, OTHER)
 
 
@@ -98,6 +100,22 @@ def prediction_of(scheduler: Mapping[str, Any]) -> str:
     if scheduler.get("predict_epsilon") is False:
         return "sample"
     return scheduler.get("prediction_type", "epsilon")
+
+
+def signs_of_distillation(scheduler: Mapping[str, Any], names: Iterable[str]) -> str:
+    """The reason why a model looks like one distilled for few steps; empty if there is none.
+
+    Args:
+        scheduler: Its scheduler's configuration.
+        names: Names of the model: its hub id, folder or file, and those in its configurations.
+    """
+    schedule = SCHEDULES.get(str(scheduler.get("_class_name")))
+    if schedule is not None and schedule.distilled:
+        return f"its scheduler is {scheduler['_class_name']}"
+    for name in names:
+        if FEW_STEPS.intersection(re.split(r"[^a-z]+", name.lower())):
+            return f"its name is {name}"
+    return ""
 
 
 def schedule_of(scheduler: Mapping[str, Any]) -> Schedule:

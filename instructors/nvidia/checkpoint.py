@@ -67,10 +67,13 @@ class Checkpoint:
         denoiser: In float32; its network is a `SongUNet`, an `EDM2UNet` or a diffusers
             `UNet2DModel`.
         latents: Mean and deviation of the latents; None for a model of images.
+        generator: Whether the network stands without the loss that EDM's code saves beside it, as
+            SiD's generators do.
     """
 
     denoiser: Denoiser
     latents: Latents | None
+    generator: bool = False
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -114,7 +117,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         network = _network(inside, node.class_name == "iDDPMPrecond", tensors)
         shape = (inside.img_channels, inside.img_resolution, inside.img_resolution)
         denoiser = _around(network, shape, inside.label_dim, around, levels)
-        return Checkpoint(denoiser, _latents(root, inside.img_channels))
+        alone = isinstance(root, dict) and node.class_name != "Precond" and "loss_fn" not in root
+        return Checkpoint(denoiser, _latents(root, inside.img_channels), alone)
     except InstilError as error:
         raise InstilError(f"{path}: {error}") from error
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from instil.base import __version__
-from instil.base.card import model_card
+from instil.base.card import FEW_STEP_TAG, model_card
 from instil.base.errors import InstilError
 from instil.base.files import appearing, write_text
 from instructors.adapters import folder
@@ -99,6 +99,11 @@ def convert(path: Path, out: Path, vae: str | None = None) -> dict[str, Any]:
         "published as": f"{SERVER}/{where}/{path.name}" if where else "unknown, by its name",
         "FID in the paper": figure or "none stated",
         "licence": LICENCE if where else "unknown",
+        "distilled": (
+            "it seems so: saved without a loss, as SiD saves generators"
+            if checkpoint.generator and not where
+            else "no sign of it"
+        ),
     }
     with appearing(out) as partial:
         folder.save(partial, denoiser)
@@ -144,4 +149,6 @@ denoiser = load("{Path(facts["file"]).stem}").denoiser
 ```
 """
     title = f"{facts['file']}, converted"
-    return model_card(title, text, facts["licence"], ("diffusion", "instil-instructor"))
+    sign = (FEW_STEP_TAG,) if facts["distilled"] != "no sign of it" else ()
+    tags = ("diffusion", "instil-instructor", *sign)
+    return model_card(title, text, facts["licence"], tags)

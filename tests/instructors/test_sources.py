@@ -179,6 +179,40 @@ def test_wrong_conditions(case, tiny_pipeline, tmp_path, capsys):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("sign", ["scheduler", "folder", "name", "tag"])
+def test_a_distilled_model_is_no_instructor_unless_allowed(sign, tiny_pipeline, tmp_path, capsys):
+    folder = tiny_pipeline("labels")
+    file = folder / "scheduler" / "scheduler_config.json"
+    scheduler = json.loads(file.read_text())
+    if sign == "scheduler":
+        file.write_text(json.dumps(scheduler | {"_class_name": "LCMScheduler"}))
+    elif sign == "folder":
+        folder = folder.rename(tmp_path / "models--org--sd-turbo")
+    elif sign == "name":
+        file.write_text(json.dumps(scheduler | {"_name_or_path": "org/sdxl_turbo"}))
+    else:
+        (folder / "README.md").write_text("---\ntags:\n- few-step-generator\n---\n")
+    assert main(["inspect", str(folder), "--json", str(tmp_path / "facts.json")]) == 0
+    assert "it seems so: its " in json.loads((tmp_path / "facts.json").read_text())["distilled"]
+    words = ["digits", f"instructor={folder}", "--dry-run"]
+    capsys.readouterr()
+    assert distill(words) == 2
+    error = capsys.readouterr().err
+    assert f"{folder}: looks like a distilled model (its " in error
+    assert "allow_distilled=true" in error
+    assert distill([*words, "allow_distilled=true"]) == 0
+
+
+def test_ordinary_models_show_no_sign_of_distillation(tiny_pipeline, tmp_path):
+    folder = tiny_pipeline("labels")
+    assert main(["inspect", str(folder), "--json", str(tmp_path / "facts.json")]) == 0
+    assert json.loads((tmp_path / "facts.json").read_text())["distilled"] == "no sign of it"
+    lcm = shutil.copytree(folder, tmp_path / "instructor-lcm")
+    blend = Blending(others=(str(lcm),), weights=((1.0, 1.0),))
+    with pytest.raises(InstilError, match="instructor-lcm: looks like a distilled model"):
+        prepare(str(folder), Conditioning(), blend, allow_distilled=False)
+
+
 def test_a_bare_latent_network_cannot_be_seen(tiny_pipeline, tmp_path, capsys):
     folder = tiny_pipeline("dit")
     shutil.rmtree(folder / "vae")

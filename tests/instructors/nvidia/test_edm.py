@@ -141,6 +141,17 @@ def test_a_converted_folder_loads_as_the_same_denoiser(checkpoint, tmp_path, nam
     assert not list(tmp_path.glob(".*"))
 
 
+def test_a_generator_of_sid_is_told_from_a_denoiser(persistent, tmp_path):
+    """SiD's code pickles the generator alone, EDM's the network with its loss."""
+    golden = Golden(GOLDEN[NAMES.index("edm-fp16")])
+    network = persistent(golden.class_name, golden.tensors, golden.arguments)
+    for name, beside in (("sid", {}), ("edm", {"loss_fn": None})):
+        (tmp_path / f"{name}.pkl").write_bytes(pickle.dumps({"ema": network} | beside))
+        convert(tmp_path / f"{name}.pkl", tmp_path / name)
+    assert "few-step-generator" in load(str(tmp_path / "sid")).card.distilled
+    assert not load(str(tmp_path / "edm")).card.distilled
+
+
 def test_the_flag_of_half_precision_changes_nothing(checkpoint, tmp_path):
     on, golden = checkpoint("edm-fp16", file="on.pkl")
     off, _ = checkpoint("edm-fp16", file="off.pkl", use_fp16=False)
