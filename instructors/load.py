@@ -160,8 +160,8 @@ def _made(source: str, side: int | None, weights: bool) -> Instructor:
         )
     card = replace(Instructor.of(made.denoiser, source).card, licence=made.card.licence)
     made = replace(made, card=card, codec=made.codec.eval().requires_grad_(False))
-    if not weights:
-        made.denoiser.to("meta")
+    if not weights:  # a denoiser's own buffers, its levels, are values that a plan reads
+        (made.denoiser.network or made.denoiser).to("meta")
         made.codec.to("meta")
     return made
 
