@@ -59,7 +59,7 @@ class Fid(Question):
     seeds: PositiveInt = 3
     """Sampling seeds."""
     prompts: str | None = None
-    """File with a prompt per line, for a text model."""
+    """File of prompts, as `conditioning.prompts`, for a text model."""
     guidance: FiniteFloat = 1.0
     """Guidance of the instructor."""
     steps: PositiveInt = 18
@@ -97,7 +97,7 @@ class Clip(Question):
     images: str
     """Images: a folder, .zip, .npz or data set."""
     prompts: str
-    """File with a prompt per line, in the order of the images."""
+    """File of prompts, as `conditioning.prompts`, in the order of the images."""
     model: str
     """CLIP model: a folder or hub id."""
 

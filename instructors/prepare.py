@@ -11,7 +11,8 @@ from instil.base.errors import InstilError
 from instructors.adapters.guidance import Blend, Guided
 from instructors.conditions.conditioning import Blending, Conditioning
 from instructors.conditions.prior import Prior, labels
-from instructors.conditions.prompts import encode, read_prompts
+from instructors.conditions.prompt_files import read_prompts
+from instructors.conditions.prompts import encode
 from instructors.denoiser import Condition, Denoiser, sharing_copy
 from instructors.instructor import Instructor
 from instructors.load import load
@@ -125,7 +126,7 @@ def _prompted(
     if conditioning.prompts is None:
         raise InstilError(
             "conditioning.prompts: this instructor is conditioned on text; "
-            "expected a text file with a prompt per line"
+            "expected a file of prompts"
         )
     if conditioning.labels is not None or conditioning.null_label is not None:
         raise InstilError("conditioning: this instructor has prompts, no labels; leave them out")

@@ -24,7 +24,7 @@ from instil.base.errors import InstilError
 from instil.base.files import check_output
 from instil.base.processes import on_main
 from instructors.conditions.conditioning import Conditioning
-from instructors.conditions.prompts import read_prompts
+from instructors.conditions.prompt_files import read_prompts
 from instructors.prepare import prepare
 from students.load import load as load_student
 from students.source import Source as StudentSource
@@ -134,7 +134,7 @@ def clip(question: ClipQuestion) -> Answer:
     images, prompts = data.load(question.images), read_prompts(question.prompts)
     if len(images) != len(prompts):
         raise InstilError(
-            f"--prompts {question.prompts}: expected a line per image, got {len(prompts)} lines "
+            f"--prompts {question.prompts}: expected a prompt per image, got {len(prompts)} "
             f"for {len(images)} images"
         )
     scores = Clip(question.model, device())(images.pixels, prompts)

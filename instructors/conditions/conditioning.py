@@ -15,7 +15,8 @@ class Conditioning(Config):
     Attributes:
         labels: Relative frequency of each class; null draws all equally often.
         null_label: Number of the last class label, if it stands for the null condition.
-        prompts: Text file with one prompt per line, for text models.
+        prompts: File of prompts for text models: text with one per line, or a `.csv`,
+            `.json`, `.jsonl` or `.parquet` file, whose column is named as `FILE::COLUMN`.
         negative: Negative prompt of guidance; empty for the null prompt.
         guidance: Scale of the instructor's classifier-free guidance, 1 for none, or of its built-in
             guidance (FLUX.1-dev).

@@ -14,7 +14,7 @@ from instil.base.checkpoint import read_tensors, write_tensors
 from instil.base.errors import InstilError
 from instil.base.files import cache_folder
 from instil.base.runs.monitor import cache_may_fail
-from instil.base.untrusted import LARGEST, is_dir, read_json, read_text
+from instil.base.untrusted import is_dir, read_json
 from instructors.denoiser import Condition
 from instructors.families import ENCODERS
 from instructors.instructor import Card
@@ -24,19 +24,6 @@ from instructors.weights import weights_hash
 
 BATCH = 16
 Tensors = dict[str, Tensor]
-
-
-def read_prompts(path: str) -> tuple[str, ...]:
-    """The lines of a text file that are not blank.
-
-    Raises:
-        InstilError: The file cannot be read or holds none.
-    """
-    text = read_text(Path(path), LARGEST)
-    prompts = tuple(line.strip() for line in text.splitlines() if line.strip())
-    if not prompts:
-        raise InstilError(f"{path}: is empty; expected a prompt per line")
-    return prompts
 
 
 def encode(

@@ -23,7 +23,8 @@ from instil.base.checkpoint import write_tensors
 from instil.base.config.recipes import named_recipes
 from instil.base.errors import InstilError
 from instructors.conditions.conditioning import Conditioning
-from instructors.conditions.prompts import encode, read_prompts
+from instructors.conditions.prompt_files import read_prompts
+from instructors.conditions.prompts import encode
 from instructors.load import load
 from instructors.prepare import prepare
 
@@ -69,6 +70,54 @@ def tiny_clip(tmp_path):
 
 def test_blank_lines_are_no_prompts(prompts):
     assert read_prompts(str(prompts)) == tuple(PROMPTS)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("p.txt", "\ufeffa fox\n\ntwo owls\n the sea \n"),
+        ("p.csv", '\ufeffid,caption\r\n1,a fox\r\n2,"two owls"\r\n3,\r\n4,the sea\r\n'),
+        ("p.jsonl", '\ufeff{"text": "a fox"}\n\n{"text": "two owls"}\n"the sea"\n'),
+        ("p.json", '["a fox", "", "two owls", "the sea"]'),
+        ("p.json", '[{"prompt": "a fox"}, {"prompt": "two owls"}, {"prompt": "the sea"}]'),
+        ("p.csv::said", "prompt,said\nx,a fox\ny,two owls\nz,the sea\n"),
+    ],
+)
+def test_prompts_of_common_files(tmp_path, name, text):
+    (tmp_path / name.partition("::")[0]).write_bytes(text.encode())
+    assert read_prompts(str(tmp_path / name)) == tuple(PROMPTS)
+
+
+def test_prompts_of_parquet_need_pyarrow(tmp_path):
+    file = tmp_path / "p.parquet"
+    try:
+        from pyarrow import parquet, table
+    except ImportError:
+        file.write_bytes(b"")
+        with pytest.raises(InstilError, match="pip install pyarrow"):
+            read_prompts(str(file))
+    else:
+        parquet.write_table(table({"text": PROMPTS}), file)
+        assert read_prompts(str(file)) == tuple(PROMPTS)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("p.csv", "id,words\n1,a fox\n", "no column prompt or text or caption, only id, words"),
+        ("p.csv::prose", "id,words\n1,a fox\n", "no column prose"),
+        ("p.jsonl", "a fox\n", "not a .jsonl file"),
+        ("p.jsonl", '{"prompt": 3}\n', "row 1: expected text, got 3"),
+        ("p.json", '{"prompt": "a fox"}', "expected a JSON list"),
+        ("p.yaml", "- a fox\n", "got .yaml"),
+        ("p.txt::prompt", "a fox\n", "got .txt"),
+        ("p.txt", "\ufeff\n \n", "is empty"),
+    ],
+)
+def test_other_files_of_prompts_are_refused(tmp_path, name, text, said):
+    (tmp_path / name.partition("::")[0]).write_text(text)
+    with pytest.raises(InstilError, match=re.escape(said)):
+        read_prompts(str(tmp_path / name))
 
 
 def test_prompts_are_encoded_once_as_diffusers_does(tiny_pipeline, monkeypatch):
@@ -137,7 +186,7 @@ def test_clip_on_the_command_line(tiny_clip, prompts, tmp_path, capsys):
     assert json.loads(facts.read_text())["clip"] == pytest.approx(expected)
     prompts.write_text("one line")
     assert evaluate([*words, "--model", str(tiny_clip)]) == 2
-    assert "expected a line per image, got 1 lines for 3 images" in capsys.readouterr().err
+    assert "expected a prompt per image, got 1 for 3 images" in capsys.readouterr().err
     prompts.write_text("\n".join(PROMPTS))
     assert evaluate([*words, "--model", str(tmp_path / "nowhere")]) == 2
     assert "nowhere: cannot be loaded" in capsys.readouterr().err
@@ -261,7 +310,7 @@ def test_a_text_model_is_evaluated(tiny_pipeline, prompts, tmp_path, capsys):
     words = ["--instructor", folder, "--reference", reference, "--extractor", extractor]
     capsys.readouterr()
     assert evaluate(["fid", *words]) == 2
-    assert "expected a text file with a prompt per line" in capsys.readouterr().err
+    assert "expected a file of prompts" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["AutoencoderKL", "AutoencoderTiny"])

@@ -132,7 +132,7 @@ WRONG = {
         ["conditioning.prompts=p.txt"],
         "this instructor is not conditioned on text",
     ),
-    "no prompts": ("sd", [], "expected a text file with a prompt per line"),
+    "no prompts": ("sd", [], "expected a file of prompts"),
     "missing prompts": ("sd", ["conditioning.prompts=nowhere.txt"], "nowhere.txt: cannot be read"),
     "empty prompts": ("sd", ["conditioning.prompts={tmp}/empty.txt"], "is empty"),
     "a negative prompt for labels": (
