@@ -13,8 +13,8 @@ from eval.quality.evaluator import Evaluator
 from eval.quality.images import instructor_sampler
 from instil.base.config import load_recipe
 from instructors.__main__ import main
+from instructors.files.sources import ZOO, zoo
 from instructors.load import load
-from instructors.sources import ZOO, zoo
 from instructors.training import RECIPES
 from instructors.training.train import TrainRecipe
 
