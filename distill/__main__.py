@@ -9,11 +9,9 @@ from distill.preflight import check, with_preflight
 from distill.recipe import RECIPES, Recipe
 from instil.base.config.options import (
     add_recipe_arguments,
-    answered_keys,
-    answered_show,
-    split_words,
+    asked_recipe,
 )
-from instil.base.config.recipes import Layer, layers, resolve
+from instil.base.config.recipes import Layer, layers
 from instil.base.errors import InstilError, command
 from instil.base.files import check_output
 from instil.base.untrusted import is_file
@@ -39,12 +37,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="PATH", help="also write the table there")
     arguments = parser.parse_intermixed_args(argv)
     check_output("--json", arguments.json)
-    source, changes = split_words(arguments)
-    if answered_keys(arguments, Recipe):
-        return 0
-    given = _layers(source, changes, arguments.resume)
-    recipe = resolve(Recipe, given)
-    if answered_show(arguments, recipe, given):
+    recipe = asked_recipe(
+        arguments, Recipe, lambda source, changes: _layers(source, changes, arguments.resume)
+    )
+    if recipe is None:
         return 0
     if arguments.check:
         print(f"{recipe.name}: the recipe is sound")

@@ -9,6 +9,8 @@
 A name is imported when it is first used, so `import instil` costs no torch.
 """
 
+import ast
+from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
@@ -44,36 +46,16 @@ if TYPE_CHECKING:
     from students.one_step import OneStep as OneStep
     from students.student import Student as Student
 
-_PLACES = {
-    "Condition": "instructors.denoiser:Condition",
-    "DMD": "distill.divergences:DMD",
-    "Denoiser": "instructors.denoiser:Denoiser",
-    "Divergence": "distill.divergences:Divergence",
-    "Draws": "instil.base.draws:Draws",
-    "Extractor": "eval.quality.features:Extractor",
-    "FewStep": "students.few_step:FewStep",
-    "FlowUniform": "instil.base.levels:FlowUniform",
-    "IKL": "distill.divergences:IKL",
-    "Images": "instil.base.data:Images",
-    "InstilError": "instil.base.errors:InstilError",
-    "Instructor": "instructors.instructor:Instructor",
-    "KarrasUniform": "instil.base.levels:KarrasUniform",
-    "LevelDistribution": "instil.base.levels:LevelDistribution",
-    "LogNormal": "instil.base.levels:LogNormal",
-    "LogUniform": "instil.base.levels:LogUniform",
-    "LogitNormal": "instil.base.levels:LogitNormal",
-    "OneStep": "students.one_step:OneStep",
-    "Recipe": "distill.recipe:Recipe",
-    "SIM": "distill.divergences:SIM",
-    "SiD": "distill.divergences:SiD",
-    "Student": "students.student:Student",
-    "distil": "instil.api:distil",
-    "fid": "instil.measuring:fid",
-    "load_images": "instil.base.data:load",
-    "load_instructor": "instructors.load:load",
-    "load_student": "instil.api:load_student",
-}
 
+def _places() -> dict[str, str]:
+    """The names imported above, for editors, and the objects that they stand for."""
+    tree = ast.parse(Path(__file__).read_text(encoding="utf-8"))
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
+    return {str(a.asname): f"{node.module}:{a.name}" for node in imports for a in node.names}
+
+
+_PLACES = _places()
 __all__ = ["__version__", *_PLACES]
 
 

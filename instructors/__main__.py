@@ -3,10 +3,12 @@
 import argparse
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 
 from instil.base.config import load_recipe
 from instil.base.config.options import add_recipe_arguments, asked_recipe
+from instil.base.config.recipes import layers
 from instil.base.errors import InstilError, command
 from instil.base.files import check_output
 from instil.base.runs.monitor import note
@@ -58,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     from instructors.training.run import run_training  # torch takes seconds to import
     from instructors.training.train import TrainRecipe
 
-    recipe = asked_recipe(arguments, TrainRecipe, RECIPES)
+    recipe = asked_recipe(arguments, TrainRecipe, partial(layers, folder=RECIPES))
     if recipe is None:
         return 0
     folder = run_training(recipe, arguments.resume, command_line)

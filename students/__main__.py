@@ -5,12 +5,14 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from instil.base.config import read_overrides, validate
 from instil.base.config.options import add_recipe_arguments, asked_recipe
-from instil.base.errors import InstilError, command
+from instil.base.config.recipes import layers
+from instil.base.errors import InstilError, command, first_of
 from instil.base.files import check_output
 from instil.base.runs.monitor import note
 from instil.base.runs.report import show, write_json
@@ -90,7 +92,7 @@ def _train(arguments: argparse.Namespace) -> dict[str, Any]:
     from students.gan.run import run_training  # torch takes seconds to import
     from students.gan.train import TrainRecipe
 
-    recipe = asked_recipe(arguments, TrainRecipe, RECIPES)
+    recipe = asked_recipe(arguments, TrainRecipe, partial(layers, folder=RECIPES))
     if recipe is None:
         return {}
     told = f"python -m students {shlex.join(arguments.typed)}"
@@ -202,8 +204,7 @@ def _numbers(name: str, text: str) -> list[int]:
 def _short(value: Any) -> str:
     if not isinstance(value, Sequence) or isinstance(value, str):
         return str(value)
-    more = f" and {len(value) - 8} more" if len(value) > 8 else ""
-    return f"{len(value)}: {', '.join(map(str, value[:8]))}{more}" if value else "none"
+    return f"{len(value)}: {first_of([*map(str, value)], 8)}" if value else "none"
 
 
 if __name__ == "__main__":

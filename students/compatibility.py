@@ -13,7 +13,7 @@ from instil.base.draws import Draws
 from instil.base.errors import InstilError
 from instil.base.shapes import expand
 from instructors.conditions.prior import Prior, labels
-from instructors.denoiser import UNCONDITIONAL, Condition, Denoiser, class_labels
+from instructors.denoiser import Condition, Denoiser, class_labels
 from instructors.low_rank import portable
 from students.export import ADAPTERS, DENOISER
 from students.load import load_folder
@@ -22,6 +22,7 @@ from students.student import Student
 
 PROBES = 64
 CLASS_SIGMA = 1.0  # of images in [-1, 1]: much of their shape is gone, so a label helps
+PER_CLASS = 4  # images whose class is compared
 COMPARED, MOST_APART = 4, 1e-3  # images of a saved student; an eighth of a grey level
 
 
@@ -146,16 +147,17 @@ def check_tensors(path: Path, held: Mapping[str, Tensor], wanted: Mapping[str, T
 
 
 @torch.no_grad()
-def class_order(student: Student, denoiser: Denoiser, each: int = 4) -> list[int]:
+def class_order(student: Student, denoiser: Denoiser) -> list[int]:
     """For each of up to ten classes, the label under which the instructor denoises its images best.
 
     Where no label is better than the class's own by a twentieth, it is the class's own.
     """
     device = next(student.parameters()).device
     count = min(student.classes, 10)
-    draws = Draws.of_range(0, 0, 0, each * count, device)
-    own = Condition(label=draws.index % count) if count else UNCONDITIONAL
-    clean = student(student.prior(draws), own)
+    if not count:
+        return []
+    draws = Draws.of_range(0, 0, 0, PER_CLASS * count, device)
+    clean = student(student.prior(draws), class_labels(count, draws.index))
     sigma = clean.new_full((len(clean),), CLASS_SIGMA)
     sigma = denoiser.round_sigma(sigma.clamp(denoiser.sigma_min, denoiser.sigma_max))
     noisy = clean + expand(sigma, clean) * draws.normal("order", student.shape, clean.dtype)
@@ -163,9 +165,7 @@ def class_order(student: Student, denoiser: Denoiser, each: int = 4) -> list[int
     for number in range(count):
         label = Condition(label=torch.full_like(draws.index, number))
         loss = (denoiser(noisy, sigma, label) - clean).square().flatten(1).mean(1)
-        losses.append(loss.view(each, count).mean(0))
-    if not losses:
-        return []
+        losses.append(loss.view(PER_CLASS, count).mean(0))
     table = torch.stack(losses, dim=1)  # by class, by label
     best = table.argmin(1)
     better = table.amin(1) < 0.95 * table.diagonal()

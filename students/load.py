@@ -12,7 +12,7 @@ import instructors.load
 from instil.base.checkpoint import read_tensors
 from instil.base.config import Config, validate
 from instil.base.draws import Draws
-from instil.base.errors import InstilError
+from instil.base.errors import InstilError, first_of
 from instil.base.runs.monitor import note
 from instil.base.untrusted import is_dir, is_file, read_json
 from instructors.denoiser import Denoiser
@@ -132,8 +132,7 @@ def read_file(path: Path) -> dict[str, dict[str, Tensor]]:
         )
     sets, skipped = read_sets(path)
     if skipped:
-        more = f" and {len(skipped) - 5} more" if len(skipped) > 5 else ""
-        note(f"{path}: left aside, unread: {', '.join(skipped[:5])}{more}")
+        note(f"{path}: left aside, unread: {first_of(skipped)}")
     return sets
 
 

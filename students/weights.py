@@ -9,7 +9,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from instil.base.checkpoint import compare
-from instil.base.errors import InstilError
+from instil.base.errors import InstilError, first_of
 
 # What DataParallel and torch.compile put into the names of the modules they wrap.
 WRAPPERS = re.compile(r"(?:(?<=^)|(?<=\.))(module|_orig_mod)\.")
@@ -23,15 +23,14 @@ def match(held: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[st
         `matched` of one shape and dtype, `differing` in one of them, `missing` in the file, and
         `unexpected` by the module.
     """
-
-    def same(name: str) -> bool:
-        one, two = held[name], expected[name]
-        return one.shape == two.shape and one.dtype == two.dtype
-
-    both = [name for name in expected if name in held]
+    same = {
+        name: (held[name].shape, held[name].dtype) == (tensor.shape, tensor.dtype)
+        for name, tensor in expected.items()
+        if name in held
+    }
     return {
-        "matched": [name for name in both if same(name)],
-        "differing": [name for name in both if not same(name)],
+        "matched": [name for name, equal in same.items() if equal],
+        "differing": [name for name, equal in same.items() if not equal],
         "missing": [name for name in expected if name not in held],
         "unexpected": [name for name in held if name not in expected],
     }
@@ -123,10 +122,9 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], source: str) 
     compare(source, tensors, module.state_dict())
     broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
     if broken:
-        more = f" and {len(broken) - 5} more" if len(broken) > 5 else ""
         raise InstilError(
-            f"{source}: values that are not finite in {', '.join(broken[:5])}{more}; "
-            "take an earlier checkpoint"
+            f"{source}: values that are not finite in {first_of(broken)}; take an earlier "
+            "checkpoint"
         )
     module.load_state_dict(dict(tensors))
 
@@ -158,6 +156,5 @@ def _any(name: str, patterns: Collection[str]) -> bool:
 
 def _check_patterns(patterns: Collection[str], names: Collection[str]) -> None:
     for pattern in patterns:
-        known = any(fnmatch(name, f"*.{pattern}") or fnmatch(name, pattern) for name in names)
-        if not known:
+        if not any(_any(name, (pattern, f"*.{pattern}")) for name in names):
             raise InstilError(f"ignore: no tensor is called {pattern}, in the file or the network")

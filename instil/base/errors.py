@@ -9,6 +9,7 @@ import os
 import re
 import sys
 import traceback
+from collections.abc import Sequence
 from typing import Protocol
 
 from instil.base.runs import log
@@ -49,6 +50,12 @@ class Command(Protocol):
     """A `main`: takes arguments, those of the command line if None, and returns an exit code."""
 
     def __call__(self, argv: list[str] | None = None) -> int: ...
+
+
+def first_of(names: Sequence[str], most: int = 5) -> str:
+    """The first names with commas between them, and the number of the others."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def one_message(error: InstilError) -> str:

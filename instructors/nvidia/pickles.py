@@ -16,6 +16,7 @@ import mmap
 import pickletools
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -45,8 +46,19 @@ STORAGES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
+CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+CONTAINERS = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": set, "EMPTY_TUPLE": tuple}
 # What torch writes before a storage's bytes: a magic number, then the version of the format.
 STORAGE_MAGIC, STORAGE_VERSION = 0x1950A86A20F9469CFC6C, 1001
+
+
+REFUSED = (
+    "which a network checkpoint does not need, so the file was refused and nothing in it was run; "
+    "if it is a published checkpoint, open an issue of this project with this line and the file's "
+    "address"
+)
+# What decoding and building raise on bytes that are not what they declare to be.
+MALFORMED = (ValueError, TypeError, LookupError, AttributeError, OverflowError, RuntimeError)
 
 
 class RefusedError(Exception):
@@ -58,7 +70,7 @@ class Node:
     """An object of a class that is not loaded: a network, one of its modules, a loss.
 
     Attributes:
-        class_name: Of the object, without its module.
+        class_name: Name of its class, without the module.
         state: Its attributes; of a torch module `_parameters`, `_buffers` and `_modules` as well.
     """
 
@@ -71,7 +83,7 @@ class Array:
 
     Attributes:
         numbers: Its values in order, flat; a view of the file's bytes.
-        shape: Of the array.
+        shape: Shape of the array.
     """
 
     numbers: np.ndarray[Any, Any] = np.empty(0)
@@ -91,30 +103,14 @@ def read(path: Path) -> Any:
     """Read a pickle: containers, numbers, texts, tensors, and a `Node` for every other object.
 
     Args:
-        path: Of the file; usually a mapping of names such as `ema` or `G_ema` to networks.
+        path: The file; usually it holds a mapping of names such as `ema` or `G_ema` to networks.
 
     Raises:
         InstilError: No such file, it is not a whole pickle, or it asks for a global that a
             checkpoint does not need; the message names it.
     """
-    try:
-        # Reading from a map never takes more memory than the file has bytes.
-        with (
-            path.open("rb") as file,
-            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
-        ):
-            return interpret(content, MOST_COPIES * len(content))
-    except OSError as error:
-        raise InstilError(f"{path}: cannot be read ({error.strerror})") from None
-    except RefusedError as refusal:
-        raise InstilError(
-            f"{path}: {refusal}, which a network checkpoint does not need, so the file was refused "
-            "and nothing in it was run; if it is a published checkpoint, open an issue of this "
-            "project with this line and the file's address"
-        ) from None
-    # What decoding and building raise on bytes that are not what they declare to be.
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
-        raise InstilError(f"{path}: not a whole pickle of a network ({error})") from None
+    with _mapped(path, "pickle of a network", REFUSED) as content:
+        return interpret(content, MOST_COPIES * len(content))
 
 
 def read_torch(path: Path, foreign: set[str]) -> Any:
@@ -128,22 +124,30 @@ def read_torch(path: Path, foreign: set[str]) -> Any:
     Raises:
         InstilError: It is not a whole file of `torch.save`.
     """
+    with _mapped(path, "file of torch.save", "so it was not read") as content:
+        if content[:2] == b"PK":
+            return _read_archive(path, foreign)
+        return _read_stream(content, foreign)
+
+
+@contextmanager
+def _mapped(path: Path, kind: str, refused: str) -> Iterator[mmap.mmap]:
+    """A file's bytes; what the block raises on them becomes one sentence.
+
+    Reading from a map never takes more memory than the file has bytes.
+    """
     try:
         with (
             path.open("rb") as file,
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
         ):
-            if content[:2] == b"PK":
-                return _read_archive(path, foreign)
-            return _read_stream(content, foreign)
+            yield content
     except OSError as error:
         raise InstilError(f"{path}: cannot be read ({error.strerror})") from None
     except RefusedError as refusal:
-        raise InstilError(f"{path}: {refusal}, so it was not read") from None
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
-        raise InstilError(f"{path}: not a whole file of torch.save ({error})") from None
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
-        raise InstilError(f"{path}: not a whole archive ({error})") from None
+        raise InstilError(f"{path}: {refusal}, {refused}") from None
+    except (*MALFORMED, zipfile.BadZipFile) as error:
+        raise InstilError(f"{path}: not a whole {kind} ({error})") from None
 
 
 def _read_archive(path: Path, foreign: set[str]) -> Any:
@@ -183,10 +187,7 @@ def _read_archive(path: Path, foreign: set[str]) -> Any:
 
 def _read_stream(file: mmap.mmap, foreign: set[str]) -> Any:
     """The form before torch 1.6: pickles one after the other, then the storages' bytes."""
-    header = (interpret(file), interpret(file))
-    if header != (STORAGE_MAGIC, STORAGE_VERSION):
-        raise ValueError("in no format that is known")
-    interpret(file)  # the sizes of integers on the machine that wrote it
+    _skip_header(file)
     made: dict[str, Tensor] = {}
     room = len(file)
 
@@ -213,6 +214,12 @@ def _read_stream(file: mmap.mmap, foreign: set[str]) -> Any:
         if size:
             values.copy_(torch.frombuffer(bytearray(data), dtype=values.dtype))
     return content
+
+
+def _skip_header(file: mmap.mmap | io.BytesIO) -> None:
+    if (interpret(file), interpret(file)) != (STORAGE_MAGIC, STORAGE_VERSION):
+        raise ValueError("tensors in no format that is known")
+    interpret(file)  # the sizes of integers on the machine that wrote it
 
 
 def state_dict(node: Node) -> dict[str, Tensor]:
@@ -320,26 +327,16 @@ def interpret(
                 return stack.pop()
             case "MARK":
                 marks.append(len(stack))
-            case "NONE":
-                stack.append(None)
-            case "NEWTRUE":
-                stack.append(True)
-            case "NEWFALSE":
-                stack.append(False)
+            case "NONE" | "NEWTRUE" | "NEWFALSE":
+                stack.append(CONSTANTS[opcode.name])
             case (
                 "BININT" | "BININT1" | "BININT2" | "LONG1" | "LONG4" | "BINFLOAT"
                 | "BINUNICODE" | "SHORT_BINUNICODE" | "BINUNICODE8"
                 | "BINBYTES" | "SHORT_BINBYTES" | "BINBYTES8"
             ):  # fmt: skip
                 stack.append(argument)
-            case "EMPTY_LIST":
-                stack.append([])
-            case "EMPTY_DICT":
-                stack.append({})
-            case "EMPTY_SET":
-                stack.append(set())
-            case "EMPTY_TUPLE":
-                stack.append(())
+            case "EMPTY_LIST" | "EMPTY_DICT" | "EMPTY_SET" | "EMPTY_TUPLE":
+                stack.append(CONTAINERS[opcode.name]())
             case "TUPLE":
                 stack.append(tuple(above_mark()))
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
@@ -487,10 +484,6 @@ def _encode(text: Any, encoding: Any) -> bytes:
     return _of(str, text).encode("latin1")
 
 
-def _empty_bytes() -> bytes:
-    return b""
-
-
 def _not_called(*_: Any) -> Any:
     raise ValueError("a class that is called")
 
@@ -544,10 +537,7 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tenso
 def _storage(data: Any) -> Tensor:
     """The numbers of a storage, (numel,), from what `torch.save` wrote of it."""
     file = io.BytesIO(_of(bytes, data))
-    header = (interpret(file), interpret(file))
-    if header != (STORAGE_MAGIC, STORAGE_VERSION):
-        raise ValueError("a tensor in no format that is known")
-    interpret(file)  # the sizes of integers on the machine that wrote it
+    _skip_header(file)
     kind, key, count = interpret(file, storage=_storage_id)
     keys = interpret(file)
     dtype = STORAGES[_of(_Global, kind).name]
@@ -567,23 +557,23 @@ def _storage_id(values: Any) -> tuple[Any, str, int]:
     return kind, _of(str, key), _of(int, count)
 
 
-def _names() -> Iterator[tuple[str, Callable[..., Any]]]:
-    yield "torch_utils.persistence._reconstruct_persistent_obj", _persistent
-    yield "torch.storage._load_from_bytes", _storage
-    yield "torch._utils._rebuild_tensor_v2", _tensor
-    yield "torch._utils._rebuild_tensor", _tensor
-    yield "torch._utils._rebuild_parameter", _parameter
-    yield "collections.OrderedDict", _ordered_dict
-    yield "dnnlib.util.EasyDict", _ordered_dict
-    yield "_codecs.encode", _encode
-    yield "numpy.dtype", _DType
-    yield "numpy.ndarray", _not_called
-    for core in ("core", "_core"):  # before and since numpy 2
-        yield f"numpy.{core}.multiarray.scalar", _scalar
-        yield f"numpy.{core}.multiarray._reconstruct", _array
-    for builtins in ("builtins", "__builtin__"):  # of Python 3, and as protocol 2 writes it
-        yield f"{builtins}.set", _set
-        yield f"{builtins}.bytes", _empty_bytes
-
-
-_BUILDERS = dict(_names())
+_BUILDERS: dict[str, Callable[..., Any]] = {
+    "torch_utils.persistence._reconstruct_persistent_obj": _persistent,
+    "torch.storage._load_from_bytes": _storage,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_parameter": _parameter,
+    "collections.OrderedDict": _ordered_dict,
+    "dnnlib.util.EasyDict": _ordered_dict,
+    "_codecs.encode": _encode,
+    "numpy.dtype": _DType,
+    "numpy.ndarray": _not_called,
+    "numpy.core.multiarray.scalar": _scalar,  # before numpy 2
+    "numpy.core.multiarray._reconstruct": _array,
+    "numpy._core.multiarray.scalar": _scalar,
+    "numpy._core.multiarray._reconstruct": _array,
+    "builtins.set": _set,
+    "builtins.bytes": lambda: b"",
+    "__builtin__.set": _set,  # as protocol 2 writes it
+    "__builtin__.bytes": lambda: b"",
+}

@@ -1,7 +1,7 @@
 """Random numbers that a network draws itself, replaced by numbers of the latent."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -81,13 +81,7 @@ class OnDevice(TorchFunctionMode):
         super().__init__()
         self.device = device
 
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Any,
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.cuda:
             return args[0].to(self.device)
         return func(*map(self._here, args), **{k: self._here(v) for k, v in (kwargs or {}).items()})
@@ -120,13 +114,7 @@ class Replay(OnDevice):
         self.expected, self.given, self.batch = noises, given, batch
         self.drawn: list[Noise] = []
 
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Any,
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         dropped = func is dropout and kwargs.get("training", args[2] if len(args) > 2 else True)
         if func not in DRAWING or (func is dropout and not dropped):

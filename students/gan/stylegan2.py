@@ -290,15 +290,7 @@ class _Skip(nn.Module):
 class _Block(nn.Module):
     """All layers of one resolution.
 
-    Args:
-        inputs: Channels of the resolution below; 0 for the first block, which is a constant.
-        outputs: Channels.
-        side: The resolution.
-        channels: Channels of the image it adds to; 0 if it adds none.
-        w_dim: Length of w.
-        residual: Whether a linear path runs beside the layers.
-        clamp: Largest magnitude of an activation.
-        noise: Whether its layers get noise.
+    The first block, of 0 `inputs`, starts at a constant. One of 0 `channels` adds to no image.
     """
 
     def __init__(
@@ -316,7 +308,7 @@ class _Block(nn.Module):
         self.register_buffer("resample_filter", _binomial())
         self.const: Any = None if inputs else nn.Parameter(torch.randn(outputs, side, side))
         made: dict[str, Any] = {"side": side, "w_dim": w_dim, "clamp": clamp, "noise": noise}
-        self.conv0 = _Layer(inputs, outputs, up=True, **made) if inputs else None
+        self.conv0: Any = _Layer(inputs, outputs, up=True, **made) if inputs else None
         self.conv1 = _Layer(outputs, outputs, up=False, **made)
         self.torgb = _ToRGB(outputs, channels, w_dim, clamp) if channels else None
         self.skip = _Skip(inputs, outputs) if inputs and residual else None
@@ -326,10 +318,8 @@ class _Block(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Map features and image of the resolution below to those of this one."""
         gain = math.sqrt(0.5) if self.skip else 1.0  # so that a sum of two keeps the variance
-        if self.conv0 is None:
-            below = self.const.expand(len(w), -1, -1, -1)
-        else:
-            below = self.conv0(x, w, noises)
+        start = self.const is not None
+        below = self.const.expand(len(w), -1, -1, -1) if start else self.conv0(x, w, noises)
         y = self.conv1(below, w, noises, gain)
         if self.skip is not None:
             y = y + gain * self.skip(x)

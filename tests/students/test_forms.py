@@ -161,7 +161,7 @@ UNREADABLE = {
             torch.save({"a": torch.ones(9)}, path),
             path.write_bytes(path.read_bytes()[:400]),
         ),
-        r"not a whole archive",
+        r"not a whole file of torch.save",
     ),
     "other weights": (
         lambda path: torch.save(torch.nn.Linear(3, 3).state_dict(), path),

@@ -1,14 +1,12 @@
 """How commands that train take a recipe, and answer questions about it."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-
-from pydantic import BaseModel
 
 from instil.base.config.keys import keys, show
 from instil.base.config.model import C
-from instil.base.config.recipes import Layer, layers, recipe_names, resolve
+from instil.base.config.recipes import Layer, recipe_names, resolve
 from instil.base.errors import InstilError
 
 
@@ -36,11 +34,20 @@ def add_recipe_arguments(parser: argparse.ArgumentParser, folder: Path, example:
     )
 
 
-def split_words(arguments: argparse.Namespace) -> tuple[str | None, list[str]]:
-    """The recipe named on the command line, if any, and the changes.
+def asked_recipe(
+    arguments: argparse.Namespace,
+    model: type[C],
+    read: Callable[[str | None, list[str]], Sequence[Layer]],
+) -> C | None:
+    """The recipe a command is asked to carry out; None where it was only asked about it.
+
+    Args:
+        arguments: The parsed command line.
+        model: The recipe's class.
+        read: Turns the name of a recipe, or None, and the changes into layers.
 
     Raises:
-        InstilError: More than one recipe is named.
+        InstilError: More than one recipe is named, or it has faults.
     """
     if "=" in (arguments.resume or ""):  # `--resume train.steps=9`: a change, not a folder
         arguments.words.append(arguments.resume)
@@ -48,32 +55,13 @@ def split_words(arguments: argparse.Namespace) -> tuple[str | None, list[str]]:
     named = [word for word in arguments.words if "=" not in word]
     if len(named) > 1:
         raise InstilError(f"{' '.join(named)}: expected one recipe, then key=value")
-    return (named[0] if named else None), [word for word in arguments.words if "=" in word]
-
-
-def asked_recipe(arguments: argparse.Namespace, model: type[C], folder: Path) -> C | None:
-    """The recipe a command is asked to carry out; None where it was only asked about it.
-
-    Raises:
-        InstilError: The recipe has faults.
-    """
-    source, changes = split_words(arguments)
-    if answered_keys(arguments, model):
-        return None
-    given = layers(source, changes, folder)
-    recipe = resolve(model, given)
-    return None if answered_show(arguments, recipe, given) else recipe
-
-
-def answered_keys(arguments: argparse.Namespace, model: type[BaseModel]) -> bool:
-    """Print the keys of a recipe, if asked to."""
     if arguments.keys is not None:
         print(keys(model, arguments.keys))  # noqa: T201
-    return arguments.keys is not None
-
-
-def answered_show(arguments: argparse.Namespace, recipe: BaseModel, given: Sequence[Layer]) -> bool:
-    """Print a resolved recipe, if asked to."""
+        return None
+    changes = [word for word in arguments.words if "=" in word]
+    given = read(named[0] if named else None, changes)
+    recipe = resolve(model, given)
     if arguments.show:
         print(show(recipe, given))  # noqa: T201
-    return arguments.show
+        return None
+    return recipe

@@ -30,7 +30,7 @@ def load_recipe(model: type[C], source: str | None, overrides: Iterable[str], fo
     """Read a recipe by name or path, with `key.path=value` on top.
 
     Args:
-        model: Its class.
+        model: The recipe's class.
         source: A name of a file below `folder`, a path, or None for overrides alone.
         overrides: Changes, as on the command line.
         folder: The folder of the named recipes.
@@ -56,10 +56,7 @@ def resolve(model: type[C], given: Iterable[Layer]) -> C:
 def layers(source: str | None, overrides: Iterable[str], folder: Path) -> list[Layer]:
     """The recipes that `source` extends, the oldest first, `source` itself, and the changes.
 
-    Args:
-        source: As in `load_recipe`.
-        overrides: Changes, as on the command line.
-        folder: The folder of the named recipes.
+    The arguments are those of `load_recipe`.
 
     Raises:
         InstilError: A file is missing, cannot be read, or extends itself.
@@ -83,10 +80,9 @@ def _parent(name: Any, child: Path, folder: Path) -> Path:
     """The file that `child` extends."""
     if not isinstance(name, str):
         raise InstilError(f"{child}: {EXTENDS}: expected a recipe's name or path, got {name!r}")
+    named = named_recipes(folder)
     try:
-        if name in named_recipes(folder):
-            return named_recipes(folder)[name]
-        return _locate(str(child.parent / Path(name).expanduser()), folder)
+        return named.get(name) or _locate(str(child.parent / Path(name).expanduser()), folder)
     except InstilError as error:
         raise InstilError(f"{child}: {EXTENDS}: {error}") from error
 

@@ -88,12 +88,13 @@ def _digits(split: str, source: str) -> Images:
     bunch: Any = load_digits()
     rows = digits_split(split)
     pixels = np.rint(bunch.images[rows] * (255 / 16)).astype(np.uint8)  # grey levels 0 to 16
-    return Images(
-        torch.from_numpy(pixels)[:, None],
-        torch.from_numpy(bunch.target[rows]).long(),
-        tuple(str(digit) for digit in range(10)),
-        source,
-    )
+    return _ten_digits(pixels[:, None], bunch.target[rows], source)
+
+
+def _ten_digits(pixels: np.ndarray, labels: np.ndarray, source: str) -> Images:
+    """Images (N, 1, H, W) of the digits 0 to 9, and their labels (N,)."""
+    numbers = torch.from_numpy(labels.astype(np.int64))
+    return Images(torch.from_numpy(pixels), numbers, tuple("0123456789"), source)
 
 
 def _mnist(split: str, source: str) -> Images:
@@ -121,12 +122,7 @@ def _mnist(split: str, source: str) -> Images:
         pixels = pixels.reshape(len(labels), 1, 28, 28)
     except (OSError, EOFError, zlib.error, ValueError) as error:
         raise InstilError(f"{source}: {files[0].parent} holds no whole MNIST ({error})") from None
-    return Images(
-        torch.from_numpy(pixels.copy()),
-        torch.from_numpy(labels.astype(np.int64)),
-        tuple(str(digit) for digit in range(10)),
-        source,
-    )
+    return _ten_digits(pixels.copy(), labels, source)
 
 
 def _mnist14(split: str, source: str) -> Images:
@@ -141,9 +137,9 @@ def _mnist14(split: str, source: str) -> Images:
 def _one_or_two_below(root: Path, names: list[str]) -> list[Path] | None:
     """The files of these names in one folder, `MNIST/raw` or such, one or two levels down."""
     for first in (*root.glob(f"*/*/{names[0]}"), *root.glob(f"*/{names[0]}")):
-        found = [first.with_name(name) for name in names]
-        if all(file.exists() for file in found):
-            return found
+        files = [first.with_name(name) for name in names]
+        if all(file.exists() for file in files):
+            return files
     return None
 
 
