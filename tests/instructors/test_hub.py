@@ -17,10 +17,10 @@ from instil.base.errors import InstilError
 from instructors.__main__ import main
 from instructors.conditions.prompts import encode
 from instructors.families import FAMILIES
+from instructors.files.source import Source
+from instructors.files.sources import network_folder
+from instructors.files.weights import weights_hash
 from instructors.load import load
-from instructors.source import Source
-from instructors.sources import network_folder
-from instructors.weights import weights_hash
 from students.export import export, rehearse
 from students.one_step import OneStep
 from tests.tools.hub import WEIGHTS, Hub
