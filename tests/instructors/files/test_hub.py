@@ -270,7 +270,7 @@ def test_a_student_of_a_hub_id_needs_no_safety_checker(hub, tiny_pipeline, tmp_p
 
 
 def test_the_documents_list_what_is_supported():
-    text = (Path(__file__).parents[2] / "docs" / "instructors.md").read_text()
+    text = (Path(__file__).parents[3] / "docs" / "instructors.md").read_text()
     for name, family in FAMILIES.items():
         assert f"`{name}`" in text, name
         for pipeline in family.encoders:
