@@ -83,8 +83,8 @@ def check(recipe: Recipe) -> None:
     Raises:
         InstilError: The recipe's instructor has other weights.
     """
-    from instructors.sources import network_folder  # torch takes seconds to import
-    from instructors.weights import weights_hash
+    from instructors.files.sources import network_folder  # torch takes seconds to import
+    from instructors.files.weights import weights_hash
 
     if recipe.preflight is None:
         return

@@ -19,8 +19,8 @@ from instil.base.levels import KarrasUniform, Levels
 from instil.base.optimizer import Adam
 from instil.base.runs.recipe import RunRecipe
 from instructors.conditions.conditioning import Blending, Conditioning
+from instructors.files.source import Named
 from instructors.lora import Lora
-from instructors.source import Named
 from students.source import Source
 
 RECIPES = Path(__file__).parent / "recipes"

@@ -27,11 +27,11 @@ from instil.base.files import check_output
 from instil.base.runs.accelerator import accelerator_for
 from instil.base.runs.monitor import note
 from instructors.codec import Autoencoder
+from instructors.files.sources import network_folder
+from instructors.files.weights import weights_hash
 from instructors.instructor import Instructor
 from instructors.load import load
-from instructors.sources import network_folder
 from instructors.transfer.arms import Transfer
-from instructors.weights import weights_hash
 
 NATS, TOLERANCE = 1.0, 0.02  # of a latent space, of the horizon
 

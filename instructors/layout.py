@@ -15,12 +15,19 @@ from instil.base.untrusted import read_json
 from instructors.adapters.adapter import Adapter
 from instructors.adapters.folder import save
 from instructors.denoiser import Denoiser, class_labels
+from instructors.files.models import read_model
+from instructors.files.pipelines import (
+    NETWORKS,
+    class_of,
+    is_model,
+    no_bars,
+    parts_of,
+    read_pipeline,
+)
+from instructors.files.sources import ARCHITECTURES
+from instructors.files.weights import format_of
 from instructors.load import load
 from instructors.low_rank import adapters
-from instructors.models import read_model
-from instructors.pipelines import NETWORKS, class_of, is_model, no_bars, parts_of, read_pipeline
-from instructors.sources import ARCHITECTURES
-from instructors.weights import format_of
 
 IMAGES, SEED = 2, 5  # drawn by the rehearsal
 MOST_APART = 1e-3  # between two images in [0, 1]

@@ -19,11 +19,11 @@ from instructors.conditions.prior import labels
 from instructors.denoiser import Condition, Denoiser
 from instructors.families import FAMILIES, LEGACY, OLD_NAMES, Family
 from instructors.families.unet import UNET, UNET_OF_LATENTS
+from instructors.files.models import read_model
+from instructors.files.pipelines import INDEX, LIBRARIES, parts_of
+from instructors.files.sources import Place, locate, network_config, scheduler_config
+from instructors.files.weights import weights_hash
 from instructors.instructor import Card, Instructor
-from instructors.models import read_model
-from instructors.pipelines import INDEX, LIBRARIES, parts_of
-from instructors.sources import Place, locate, network_config, scheduler_config
-from instructors.weights import weights_hash
 
 CODECS = ("vae", "vqvae")  # where pipelines keep their autoencoder
 
@@ -39,7 +39,7 @@ def load(source: str, side: int | None = None, weights: bool = True) -> Instruct
         source: A folder saved by diffusers (pipeline or bare model), an embedded name, a hub id, or
             `package.module:factory` or `path/to/file.py:factory`, which returns a `Denoiser` or an
             `Instructor`. An existing folder wins over an embedded name. A revision, a variant and
-            a subfolder are named as in `instructors.sources.Source`.
+            a subfolder are named as in `instructors.files.sources.Source`.
         side: Height and width of its samples, for networks that take any; None for its own.
         weights: If not, networks are of the meta device and only configurations are read.
 
@@ -161,8 +161,8 @@ def _made(source: str, side: int | None, weights: bool) -> Instructor:
         )
     card = replace(Instructor.of(made.denoiser, source).card, licence=made.card.licence)
     made = replace(made, card=card, codec=made.codec.eval().requires_grad_(False))
-    if not weights:
-        made.denoiser.to("meta")
+    if not weights:  # a denoiser's own buffers, its levels, are values that a plan reads
+        (made.denoiser.network or made.denoiser).to("meta")
         made.codec.to("meta")
     return made
 

@@ -13,11 +13,11 @@ from instil.base.files import appearing, write_text
 from instil.base.runs.report import write_json
 from instructors.adapters.adapter import Adapter
 from instructors.adapters.folder import save
+from instructors.files.pipelines import names_checker
+from instructors.files.source import Source
 from instructors.layout import has_folder, in_diffusers, pipeline_of, read_index, side_of
 from instructors.layout import rehearse as rehearse_denoiser
 from instructors.low_rank import adapters, merged, portable
-from instructors.pipelines import names_checker
-from instructors.source import Source
 from students.few_step import FewStep
 from students.gan.generator import GAN
 from students.one_step import OneStep

@@ -26,7 +26,7 @@ from instil.base.draws import Draws
 from instil.base.errors import InstilError
 from instil.base.runs.monitor import track
 from instructors import codec
-from instructors.models import read_autoencoder
+from instructors.files.models import read_autoencoder
 
 
 @dataclass(frozen=True)

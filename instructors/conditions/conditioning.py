@@ -6,7 +6,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat
 
 from instil.base.config import Config
 from instil.base.config.fields import Location
-from instructors.source import Named
+from instructors.files.source import Named
 
 
 class Conditioning(Config):

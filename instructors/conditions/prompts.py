@@ -17,10 +17,10 @@ from instil.base.runs.monitor import cache_may_fail
 from instil.base.untrusted import is_dir, read_json
 from instructors.denoiser import Condition
 from instructors.families import ENCODERS
+from instructors.files.pipelines import INDEX, NETWORKS, parts_of, read_pipeline
+from instructors.files.sources import locate
+from instructors.files.weights import weights_hash
 from instructors.instructor import Card
-from instructors.pipelines import INDEX, NETWORKS, parts_of, read_pipeline
-from instructors.sources import locate
-from instructors.weights import weights_hash
 
 BATCH = 16
 Tensors = dict[str, Tensor]

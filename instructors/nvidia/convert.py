@@ -10,7 +10,7 @@ from instil.base.card import FEW_STEP_TAG, model_card
 from instil.base.errors import InstilError
 from instil.base.files import appearing, write_text
 from instructors.adapters import folder
-from instructors.models import read_autoencoder
+from instructors.files.models import read_autoencoder
 from instructors.nvidia.checkpoint import Checkpoint, read_checkpoint
 
 SERVER = "https://nvlabs-fi-cdn.nvidia.com"

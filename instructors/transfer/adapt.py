@@ -16,9 +16,9 @@ from instil.base.files import appearing, write_text
 from instil.base.runs.training import card_lines, origin
 from instructors.codec import Codec
 from instructors.denoiser import Condition, Denoiser, labelled
+from instructors.files.sources import network_folder
 from instructors.instructor import Instructor
 from instructors.low_rank import merged
-from instructors.sources import network_folder
 from instructors.transfer import Arm
 from instructors.transfer.arms import Transfer, begin, fit, trunk
 from instructors.transfer.heads import blank, check, relabelled

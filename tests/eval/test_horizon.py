@@ -22,7 +22,7 @@ from eval.questions import Horizon
 from instil.base.data import load as load_images
 from instil.base.errors import InstilError
 from instructors.analytic import empirical, fit_gaussian, gaussian, mixture
-from instructors.sources import ZOO
+from instructors.files.sources import ZOO
 
 VARIANCES = np.array([4, 2, 1, 0.5, 0.2, 0.1])
 

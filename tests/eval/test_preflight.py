@@ -23,13 +23,13 @@ from instil.base.levels import KarrasUniform, LogNormal
 from instil.base.runs.accelerator import accelerator_for
 from instructors.__main__ import main as instructors
 from instructors.denoiser import Condition
+from instructors.files.sources import network_folder
+from instructors.files.weights import weights_hash
 from instructors.load import load
 from instructors.lora import Lora
-from instructors.sources import network_folder
 from instructors.transfer import ARMS
 from instructors.transfer.adapt import Target, adapt, save
 from instructors.transfer.arms import Transfer
-from instructors.weights import weights_hash
 
 QUICK = ("steps=12", "batch=8", "stopping.every=4", "optimizer.warmup=1")
 

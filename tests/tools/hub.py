@@ -16,7 +16,7 @@ class Hub:
         self.root, self.cache = root / "hub", root / "cache"
         self.served: list[str] = []
         self.revisions: list[str | None] = []
-        monkeypatch.setattr("instructors.sources.snapshot_download", self.snapshot)
+        monkeypatch.setattr("instructors.files.sources.snapshot_download", self.snapshot)
 
     def add(self, folder: Path, name: str) -> str:
         """Publish a folder as a repository; returns its id."""

@@ -11,8 +11,8 @@ from distill.__main__ import _layers
 from distill.preflight import check
 from distill.recipe import Recipe
 from instil.base.config.recipes import resolve
-from instructors.sources import network_folder
-from instructors.weights import weights_hash
+from instructors.files.sources import network_folder
+from instructors.files.weights import weights_hash
 from tests.checks.hostile.mutations import json_bytes, warp
 
 

@@ -9,7 +9,7 @@ import torch
 
 from instil.base.errors import InstilError
 from instil.base.untrusted import read_json
-from instructors.weights import format_of
+from instructors.files.weights import format_of
 
 
 def read_model(

@@ -17,10 +17,10 @@ from instil.base.errors import InstilError
 from instructors.__main__ import main
 from instructors.conditions.prompts import encode
 from instructors.families import FAMILIES
+from instructors.files.source import Source
+from instructors.files.sources import network_folder
+from instructors.files.weights import weights_hash
 from instructors.load import load
-from instructors.source import Source
-from instructors.sources import network_folder
-from instructors.weights import weights_hash
 from students.export import export, rehearse
 from students.one_step import OneStep
 from tests.tools.hub import WEIGHTS, Hub
@@ -270,7 +270,7 @@ def test_a_student_of_a_hub_id_needs_no_safety_checker(hub, tiny_pipeline, tmp_p
 
 
 def test_the_documents_list_what_is_supported():
-    text = (Path(__file__).parents[2] / "docs" / "instructors.md").read_text()
+    text = (Path(__file__).parents[3] / "docs" / "instructors.md").read_text()
     for name, family in FAMILIES.items():
         assert f"`{name}`" in text, name
         for pipeline in family.encoders:

@@ -13,8 +13,8 @@ from instil.base.card import metadata
 from instil.base.errors import InstilError
 from instil.base.runs.monitor import note
 from instil.base.untrusted import is_dir, is_file, read_json
-from instructors.source import HUB_ID, Source
-from instructors.weights import formats
+from instructors.files.source import HUB_ID, Source
+from instructors.files.weights import formats
 
 ZOO = Path(str(files("instructors") / "zoo"))
 ARCHITECTURES = Path(str(files("instructors") / "architectures"))

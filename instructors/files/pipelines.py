@@ -10,7 +10,7 @@ from torch import nn
 
 from instil.base.errors import InstilError
 from instil.base.untrusted import read_json
-from instructors.models import read_model
+from instructors.files.models import read_model
 
 INDEX = "model_index.json"
 LIBRARIES = ("diffusers", "transformers", "instructors")

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from instil.base.errors import InstilError
 from instructors.adapters.discrete import DiscreteVP
 from instructors.adapters.karras import Karras
+from instructors.files.sources import zoo
 from instructors.load import load
-from instructors.sources import zoo
 
 
 def test_embedded_instructors_load_frozen():

@@ -1,0 +1,1 @@
+"""The files of a pretrained model: named, found, downloaded and read."""
