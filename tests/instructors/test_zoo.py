@@ -67,6 +67,7 @@ def test_inspect_says_what_is_in_the_folder(name, tmp_path):
         "conditions": ["label"],
         "null_condition": "none",
         "codec": "none",
+        "distilled": "no sign of it",
         "licence": "apache-2.0",
     }
 
