@@ -280,7 +280,7 @@ def test_a_text_model_through_a_whole_run(tiny_pipeline, tiny_clip, prompts, tmp
     assert report["instructor"]["nfe"] == 6  # three evaluations of two networks
     for who in ("instructor", "student"):
         assert 0 <= report[who]["clip"] <= 100
-    # Two halves of six images, which are 32 pixels wide with one between, and four between the halves.
+    # Two halves of six images, 32 pixels wide and one apart; four pixels between the halves.
     assert Image.open(run / "samples" / "final.png").width == 2 * (6 * 33 - 1) + 4
     pipeline = diffusers.DiffusionPipeline.from_pretrained(run / "student")
     call = {"num_inference_steps": 1, "guidance_scale": 1.0, "height": 32, "width": 32}
