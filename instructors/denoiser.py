@@ -76,6 +76,7 @@ class Denoiser(nn.Module, ABC):
         shape: One sample without the batch axis, e.g. (3, 32, 32).
         sigma_min: Smallest noise level the model was trained for.
         sigma_max: Largest noise level the model was trained for.
+        sampled: Lowest and highest noise level of its sampler; None for those trained.
         classes: Number of class labels; 0 if the model takes none.
         text: Names of a condition's tensors besides the label; none for most models.
         evaluations: Network evaluations per call.
@@ -92,6 +93,7 @@ class Denoiser(nn.Module, ABC):
     shape: tuple[int, ...]
     sigma_min: float
     sigma_max: float
+    sampled: tuple[float, float] | None = None
     classes: int = 0
     text: tuple[str, ...] = ()
     evaluations: int = 1

@@ -20,6 +20,7 @@ def describe(instructor: Instructor) -> dict[str, Any]:
         "image_shape": list(codec.image_shape(denoiser.shape)),
         "sigma_min": denoiser.sigma_min,
         "sigma_max": denoiser.sigma_max,
+        "sampled": list(denoiser.sampled or (denoiser.sigma_min, denoiser.sigma_max)),
         "classes": denoiser.classes,
         "conditions": [*(["label"] if denoiser.classes else []), *denoiser.text],
         "null_condition": _null(instructor),
@@ -59,6 +60,8 @@ def _text(value: Any) -> str:
         return (
             " x ".join(map(str, value))
             if value and isinstance(value[0], int)
+            else f"sigma {value[0]:.4g} to {value[1]:.4g}"
+            if value and isinstance(value[0], float)
             else (", ".join(value) or "none")
         )
     if isinstance(value, int):

@@ -35,7 +35,8 @@ def heun(
     Source:
         Karras et al. 2022, arXiv 2206.00364, algorithm 1.
     """
-    sigmas = karras_sigmas(denoiser.sigma_min, denoiser.sigma_max, steps)
+    low, high = denoiser.sampled or (denoiser.sigma_min, denoiser.sigma_max)
+    sigmas = karras_sigmas(low, high, steps)
     x = unit * sigmas[0]
     for now, after in itertools.pairwise(sigmas):
         slope = (x - denoiser(x, x.new_full(x.shape[:1], now), condition)) / now

@@ -4,6 +4,7 @@ Where diffusers has no scheduler for what stands around a network, the scheduler
 names our adapter.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,8 @@ def save(folder: Path, denoiser: Adapter, weights: bool = True) -> None:
             f"no layout for a {type(denoiser).__name__} with a {type(network).__name__} network"
         )
     scheduler = denoiser.config()
+    if denoiser.sampled:
+        scheduler["sampled"] = list(denoiser.sampled)
     (network.save_pretrained if weights else network.save_config)(folder / "unet")
     (folder / "scheduler").mkdir()
     write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
@@ -84,7 +87,15 @@ def adapt(
         InstilError: The schedule is not supported, or a value is missing or makes none.
     """
     try:
-        return adapter.from_config(scheduler, network, shape, classes)
+        denoiser = adapter.from_config(scheduler, network, shape, classes)
+        if scheduler.get("sampled"):
+            low, high = map(float, scheduler["sampled"])
+            if not 0 < low < high < math.inf:
+                raise InstilError(
+                    f"its scheduler's sampled {low} to {high}: expected rising levels"
+                )
+            denoiser.sampled = low, high
+        return denoiser
     except KeyError as error:
         raise InstilError(f"its scheduler names no {error}") from error
     except (TypeError, ValueError) as error:

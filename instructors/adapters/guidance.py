@@ -18,6 +18,7 @@ class _Wrapper(Denoiser):
         self.first = first
         self.shape, self.classes, self.text = first.shape, first.classes, first.text
         self.sigma_min, self.sigma_max = first.sigma_min, first.sigma_max
+        self.sampled = first.sampled
 
     def weight(self, sigma: Tensor) -> Tensor:
         return self.first.weight(sigma)

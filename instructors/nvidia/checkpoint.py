@@ -43,7 +43,10 @@ NETWORKS: dict[str, type[EDMNetworkArguments]] = {
     "SongUNet": SongArguments,
     "DhariwalUNet": AdmArguments,
 }
-SMALLEST_SIGMA = 0.002  # of EDM's sampler, for checkpoints that name 0 (arXiv 2206.00364, table 1)
+SAMPLED = (0.002, 80.0)  # the levels of EDM's and EDM2's samplers
+SMALLEST_SIGMA = SAMPLED[
+    0
+]  # of EDM's sampler, for checkpoints that name 0 (arXiv 2206.00364, table 1)
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
         network = _network(inside, node.class_name == "iDDPMPrecond", tensors)
         shape = (inside.img_channels, inside.img_resolution, inside.img_resolution)
         denoiser = _around(network, shape, inside.label_dim, around, levels)
+        low = max(denoiser.sigma_min, SAMPLED[0])  # as EDM's generate.py cuts its range
+        high = min(denoiser.sigma_max, SAMPLED[1])
+        if low < high and (low, high) != (denoiser.sigma_min, denoiser.sigma_max):
+            denoiser.sampled = low, high
         alone = isinstance(root, dict) and node.class_name != "Precond" and "loss_fn" not in root
         return Checkpoint(denoiser, _latents(root, inside.img_channels), alone)
     except InstilError as error:

@@ -63,6 +63,7 @@ def test_inspect_says_what_is_in_the_folder(name, tmp_path):
         "image_shape": [1, side, side],
         "sigma_min": levels["sigma_min"],
         "sigma_max": levels["sigma_max"],
+        "sampled": [levels["sigma_min"], levels["sigma_max"]],
         "classes": len(tensors["class_embedding.weight"]),
         "conditions": ["label"],
         "null_condition": "none",

@@ -23,6 +23,7 @@ from instructors.denoiser import class_labels
 from instructors.load import load
 from instructors.nvidia.checkpoint import read_checkpoint
 from instructors.nvidia.convert import PUBLISHED, convert
+from instructors.sampler import heun
 from students.one_step import OneStep
 
 ROOT = Path(__file__).parents[3]
@@ -139,6 +140,31 @@ def test_a_converted_folder_loads_as_the_same_denoiser(checkpoint, tmp_path, nam
     arguments = (golden.noisy, golden.sigma, golden.condition)
     assert torch.equal(loaded.denoiser(*arguments), direct(*arguments))
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"), [("vp-other", 0.002, 80), ("ve-other", 0.02, 80), ("adm-iddpm", 0, 80)]
+)
+def test_a_converted_folder_samples_between_the_levels_of_edms_generate(
+    checkpoint, tmp_path, name, low, high
+):
+    """`generate.py` samples from 0.002 to 80, cut to the range of the network."""
+    path, _ = checkpoint(name)
+    convert(path, tmp_path / "out")
+    denoiser = load(str(tmp_path / "out")).denoiser
+    low, high = max(low, denoiser.sigma_min, 0.002), min(high, denoiser.sigma_max)
+    assert (denoiser.sampled or (denoiser.sigma_min, denoiser.sigma_max)) == pytest.approx(
+        (low, high)
+    )
+    seen = []
+    denoiser.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[1][0].item()))
+    heun(
+        denoiser,
+        torch.zeros(1, *denoiser.shape),
+        3,
+        class_labels(denoiser.classes, torch.zeros(1).long()),
+    )
+    assert (min(seen), max(seen)) == pytest.approx((low, high))
 
 
 def test_a_generator_of_sid_is_told_from_a_denoiser(persistent, tmp_path):
