@@ -43,10 +43,8 @@ NETWORKS: dict[str, type[EDMNetworkArguments]] = {
     "SongUNet": SongArguments,
     "DhariwalUNet": AdmArguments,
 }
-SAMPLED = (0.002, 80.0)  # the levels of EDM's and EDM2's samplers
-SMALLEST_SIGMA = SAMPLED[
-    0
-]  # of EDM's sampler, for checkpoints that name 0 (arXiv 2206.00364, table 1)
+SAMPLED = (0.002, 80.0)  # the levels of EDM's and EDM2's samplers (arXiv 2206.00364, table 1)
+SMALLEST_SIGMA = SAMPLED[0]  # for checkpoints that name 0
 
 
 @dataclass(frozen=True)
